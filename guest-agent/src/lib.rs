@@ -1,0 +1,1 @@
+//! PID 1 and SSH server of an msb guest.

@@ -1,0 +1,2 @@
+//! PID 1 and SSH server of an msb guest.
+fn main() {}

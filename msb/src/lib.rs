@@ -1,0 +1,1 @@
+//! MicroVM sandboxes on KVM that stock ssh reaches with no network port.

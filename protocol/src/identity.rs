@@ -1,0 +1,34 @@
+//! The identity of a guest: made on the host, carried by an initramfs archive of its own behind the shared one.
+//!
+//! The kernel unpacks concatenated archives one after the other, so the files below are there when PID 1 starts. The
+//! agent reads them once and removes [`DIRECTORY`]: only its memory keeps the host key.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Where the archive puts the identity, mode 0700.
+pub const DIRECTORY: &str = "/.msb";
+
+/// Private host key in OpenSSH format, mode 0600, in [`DIRECTORY`].
+pub const HOST_KEY: &str = "host_key";
+
+/// Public keys that may log in, in the format of sshd's `authorized_keys`, in [`DIRECTORY`].
+pub const AUTHORIZED_KEYS: &str = "authorized_keys";
+
+/// A [`GuestConfig`] as JSON, in [`DIRECTORY`].
+pub const CONFIG: &str = "config.json";
+
+/// What the agent sets up before it serves SSH.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestConfig {
+    /// The guest's host name.
+    pub hostname: String,
+    /// Environment of every session, beneath what the login itself sets.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub environment: BTreeMap<String, String>,
+    /// Seconds and nanoseconds since the epoch when the host wrote this: a guest has no clock of its own.
+    #[serde(default)]
+    pub realtime: (u64, u32),
+}

@@ -1,0 +1,7 @@
+//! What the host and the guest agent of msb must agree on, and nothing else: vsock ports, the notices the agent pushes,
+//! the identity the host prepares for a guest, and how both SSH ends bound what a stalled channel holds.
+
+pub mod identity;
+pub mod notice;
+pub mod ports;
+pub mod receive_budget;

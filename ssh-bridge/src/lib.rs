@@ -1,0 +1,1 @@
+//! The host end of SSH into an msb sandbox.

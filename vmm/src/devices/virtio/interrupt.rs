@@ -1,0 +1,70 @@
+//! How a virtio device tells its driver that something happened.
+
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// The interrupt line of one virtio-mmio device: the `InterruptStatus` register (virtio 1.2,
+/// section 4.2.2) and the eventfd that KVM turns into the device's interrupt (irqfd).
+///
+/// Shared between the device, which raises it, and the transport, whose registers the driver reads
+/// and acknowledges without taking the device's lock.
+#[derive(Debug)]
+pub struct Interrupt {
+    status: AtomicU32,
+    line: EventFd,
+}
+
+impl Interrupt {
+    /// A lowered interrupt with a new eventfd.
+    ///
+    /// # Errors
+    /// When the process or the host is out of file descriptors.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            status: AtomicU32::new(0),
+            line: EventFd::new(EFD_NONBLOCK)?,
+        })
+    }
+
+    /// Tells the driver that the device has used buffers of at least one queue.
+    ///
+    /// Call it only after `Queue::needs_notification` asked for it.
+    pub fn signal_used_buffer(&self) {
+        self.raise(VIRTIO_MMIO_INT_VRING);
+    }
+
+    /// Tells the driver that the device's configuration space or status changed.
+    pub fn signal_config_change(&self) {
+        self.raise(VIRTIO_MMIO_INT_CONFIG);
+    }
+
+    /// The `InterruptStatus` register.
+    pub fn status(&self) -> u32 {
+        self.status.load(Ordering::SeqCst)
+    }
+
+    /// A write of `bits` to the `InterruptACK` register.
+    pub fn acknowledge(&self, bits: u32) {
+        self.status.fetch_and(!bits, Ordering::SeqCst);
+    }
+
+    /// Device reset: nothing is pending any more.
+    pub fn reset(&self) {
+        self.status.store(0, Ordering::SeqCst);
+    }
+
+    /// The eventfd to register with KVM as irqfd, or to watch in a test.
+    pub fn line(&self) -> &EventFd {
+        &self.line
+    }
+
+    fn raise(&self, bits: u32) {
+        self.status.fetch_or(bits, Ordering::SeqCst);
+        // A non-blocking eventfd refuses a write only when its counter is at its limit: the interrupt is pending
+        // then anyway.
+        let _ = self.line.write(1);
+    }
+}

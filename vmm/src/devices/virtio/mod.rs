@@ -1,0 +1,4 @@
+//! Virtio devices and their MMIO transport (virtio 1.2).
+
+pub mod device;
+pub mod interrupt;
