@@ -1,0 +1,60 @@
+//! What a VM is made of.
+
+use std::path::PathBuf;
+
+/// Everything that [`crate::Vm::build`] needs.
+#[derive(Clone, Debug)]
+pub struct VmConfig {
+    /// Number of vCPUs, 1 to [`crate::arch::layout::MAX_VCPUS`].
+    pub vcpus: u8,
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+    /// An uncompressed ELF kernel (`vmlinux`).
+    pub kernel: PathBuf,
+    /// Archives for the initial root file system; later ones add to and replace files of earlier ones.
+    pub initramfs: Vec<Initramfs>,
+    /// Appended to the kernel command line.
+    pub cmdline: String,
+    /// Where the guest's serial console goes.
+    pub console: ConsoleLog,
+    /// The vsock device, if the guest shall have one.
+    pub vsock: Option<VsockConfig>,
+    /// Disks, in the order of `/dev/vda`, `/dev/vdb`, ….
+    pub disks: Vec<DiskConfig>,
+}
+
+/// One cpio archive (newc, plain or gzip).
+#[derive(Clone, Debug)]
+pub enum Initramfs {
+    /// Read from a file.
+    File(PathBuf),
+    /// Given in memory.
+    Bytes(Vec<u8>),
+}
+
+/// A bounded log of what the guest writes to its serial console.
+#[derive(Clone, Debug)]
+pub struct ConsoleLog {
+    /// The file; when it is full it becomes `<path>.1` and a new one is begun.
+    pub path: PathBuf,
+    /// The most that both files hold together, in bytes.
+    pub max_bytes: u64,
+}
+
+/// A virtio-vsock device.
+#[derive(Clone, Debug)]
+pub struct VsockConfig {
+    /// The guest's context ID, 3 or more. It is not known outside the VM and need not be unique.
+    pub guest_cid: u32,
+    /// The Unix socket of the host end; connections from the guest go to `<uds_path>_<port>`.
+    pub uds_path: PathBuf,
+}
+
+/// A virtio-block device.
+#[derive(Clone, Debug)]
+pub struct DiskConfig {
+    /// A raw image or block device.
+    pub path: PathBuf,
+    /// Whether the guest may only read.
+    pub read_only: bool,
+}
