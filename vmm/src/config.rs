@@ -18,7 +18,7 @@ pub struct VmConfig {
     /// Where the guest's serial console goes.
     pub console: ConsoleLog,
     /// The vsock device, if the guest shall have one.
-    pub vsock: Option<VsockConfig>,
+    pub vsock: Option<()>,
     /// Disks, in the order of `/dev/vda`, `/dev/vdb`, ….
     pub disks: Vec<DiskConfig>,
 }
@@ -39,15 +39,6 @@ pub struct ConsoleLog {
     pub path: PathBuf,
     /// The most that both files hold together, in bytes.
     pub max_bytes: u64,
-}
-
-/// A virtio-vsock device.
-#[derive(Clone, Debug)]
-pub struct VsockConfig {
-    /// The guest's context ID, 3 or more. It is not known outside the VM and need not be unique.
-    pub guest_cid: u32,
-    /// The Unix socket of the host end; connections from the guest go to `<uds_path>_<port>`.
-    pub uds_path: PathBuf,
 }
 
 /// A virtio-block device.

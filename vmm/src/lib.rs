@@ -5,4 +5,16 @@
 pub mod arch;
 pub mod config;
 pub mod devices;
+mod event_loop;
+mod exit;
+pub mod kvm;
 pub mod memory;
+mod stats;
+mod supervisor;
+mod vcpu;
+mod vm;
+
+pub use config::{ConsoleLog, DiskConfig, Initramfs, VmConfig};
+pub use exit::{FailureReason, VmExit, VmFailure};
+pub use stats::ExitCounts;
+pub use vm::{BuildError, RunningVm, Vm, VmHandle};

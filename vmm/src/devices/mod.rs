@@ -1,3 +1,7 @@
 //! The devices a guest sees.
 
+pub(crate) mod attach;
+pub mod bus;
+pub mod console_log;
+pub mod legacy;
 pub mod virtio;

@@ -2,3 +2,6 @@
 
 pub mod device;
 pub mod interrupt;
+pub mod mmio;
+pub mod rng;
+pub mod wakeup;

@@ -1,0 +1,33 @@
+//! Boots a kernel and an initramfs, and prints the console when the guest has ended.
+//!
+//! `cargo run --example boot -- VMLINUX INITRAMFS [CMDLINE...]`
+
+use std::path::PathBuf;
+
+use msb_vmm::{ConsoleLog, Initramfs, Vm, VmConfig};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let (Some(kernel), Some(initramfs)) = (arguments.next(), arguments.next()) else {
+        return Err("usage: boot VMLINUX INITRAMFS [CMDLINE...]".into());
+    };
+    let console = std::env::temp_dir().join(format!("boot-{}.log", std::process::id()));
+    let vm = Vm::build(&VmConfig {
+        vcpus: 1,
+        memory_mib: 256,
+        kernel: PathBuf::from(kernel),
+        initramfs: vec![Initramfs::File(PathBuf::from(initramfs))],
+        cmdline: arguments.collect::<Vec<_>>().join(" "),
+        console: ConsoleLog {
+            path: console.clone(),
+            max_bytes: 1 << 20,
+        },
+        vsock: None,
+        disks: Vec::new(),
+    })?;
+    let running = vm.start()?;
+    println!("{:?}", running.wait());
+    println!("{:?}", running.exit_counts());
+    print!("{}", std::fs::read_to_string(&console)?);
+    Ok(std::fs::remove_file(&console)?)
+}

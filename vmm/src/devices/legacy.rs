@@ -1,0 +1,173 @@
+//! The legacy ports of a PC: a serial port for the console and an i8042 that only resets.
+
+use std::io;
+use std::sync::{Mutex, PoisonError};
+
+use vm_superio::serial::NoEvents;
+use vm_superio::{I8042Device, Serial, Trigger};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::console_log::ConsoleWriter;
+
+/// First port of COM1.
+const SERIAL: u16 = 0x3f8;
+const SERIAL_PORTS: u16 = 8;
+/// First port of the keyboard controller; its command port is 4 further.
+const I8042: u16 = 0x60;
+const I8042_PORTS: u16 = 5;
+
+/// What the monitor has to do after a port was written.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum PortEffect {
+    /// Nothing.
+    None,
+    /// The guest reset its CPU: it ended.
+    Reset,
+}
+
+/// An eventfd as a device's interrupt line.
+#[derive(Debug)]
+pub struct EventFdTrigger(EventFd);
+
+impl Trigger for EventFdTrigger {
+    type E = io::Error;
+
+    fn trigger(&self) -> io::Result<()> {
+        self.0.write(1)
+    }
+}
+
+/// Remembers that the guest asked for a reset, until the port access that asked returns.
+#[derive(Debug, Default)]
+struct ResetLatch(std::cell::Cell<bool>);
+
+impl Trigger for ResetLatch {
+    type E = std::convert::Infallible;
+
+    fn trigger(&self) -> Result<(), Self::E> {
+        self.0.set(true);
+        Ok(())
+    }
+}
+
+/// The legacy ports, shared by all vCPUs.
+pub struct LegacyPorts {
+    serial: Mutex<Serial<EventFdTrigger, NoEvents, ConsoleWriter>>,
+    serial_line: EventFd,
+    i8042: Mutex<I8042Device<ResetLatch>>,
+}
+
+impl std::fmt::Debug for LegacyPorts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LegacyPorts").finish_non_exhaustive()
+    }
+}
+
+impl LegacyPorts {
+    /// Ports whose serial output goes to `console`.
+    ///
+    /// # Errors
+    /// When the host is out of file descriptors.
+    pub fn new(console: ConsoleWriter) -> io::Result<Self> {
+        let serial_line = EventFd::new(EFD_NONBLOCK)?;
+        let trigger = EventFdTrigger(serial_line.try_clone()?);
+        Ok(Self {
+            serial: Mutex::new(Serial::new(trigger, console)),
+            serial_line,
+            i8042: Mutex::new(I8042Device::new(ResetLatch::default())),
+        })
+    }
+
+    /// The serial port's interrupt line, to register with KVM.
+    pub fn serial_line(&self) -> &EventFd {
+        &self.serial_line
+    }
+
+    /// The guest reads `data.len()` bytes from `port`; ports without a device read as ones.
+    pub fn read(&self, port: u16, data: &mut [u8]) {
+        let value = if let Some(offset) = offset(port, SERIAL, SERIAL_PORTS) {
+            self.serial.lock().unwrap_or_else(PoisonError::into_inner).read(offset)
+        } else if let Some(offset) = offset(port, I8042, I8042_PORTS) {
+            self.i8042.lock().unwrap_or_else(PoisonError::into_inner).read(offset)
+        } else {
+            0xff
+        };
+        data.fill(0xff);
+        if let [first, ..] = data {
+            *first = value;
+        }
+    }
+
+    /// The guest writes `data` to `port`, one byte after the other.
+    pub fn write(&self, port: u16, data: &[u8]) -> PortEffect {
+        if let Some(offset) = offset(port, SERIAL, SERIAL_PORTS) {
+            let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
+            for byte in data {
+                // The only failures are a full interrupt eventfd and a full loopback FIFO: the guest's own affair.
+                let _ = serial.write(offset, *byte);
+            }
+        } else if let Some(offset) = offset(port, I8042, I8042_PORTS) {
+            let mut i8042 = self.i8042.lock().unwrap_or_else(PoisonError::into_inner);
+            for byte in data {
+                let Ok(()) = i8042.write(offset, *byte);
+            }
+            if i8042.reset_evt().0.get() {
+                return PortEffect::Reset;
+            }
+        }
+        PortEffect::None
+    }
+}
+
+fn offset(port: u16, first: u16, ports: u16) -> Option<u8> {
+    let offset = port.checked_sub(first).filter(|offset| *offset < ports)?;
+    u8::try_from(offset).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ConsoleLog;
+
+    fn ports() -> (tempfile::TempDir, LegacyPorts) {
+        let directory = tempfile::tempdir().unwrap();
+        let log = ConsoleLog {
+            path: directory.path().join("console.log"),
+            max_bytes: 1 << 20,
+        };
+        let ports = LegacyPorts::new(ConsoleWriter::open(&log).unwrap()).unwrap();
+        (directory, ports)
+    }
+
+    #[test]
+    fn only_the_reset_command_resets() {
+        let (_directory, ports) = ports();
+        for value in 0..=0xffu8 {
+            let effect = ports.write(I8042 + 4, &[value]);
+            let expected = if value == 0xfe {
+                PortEffect::Reset
+            } else {
+                PortEffect::None
+            };
+            if value <= 0xfe {
+                assert_eq!(effect, expected, "{value:#x}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_guest_sends_to_com1_reaches_the_log() {
+        let (directory, ports) = ports();
+        ports.write(SERIAL, b"hello\n");
+        assert_eq!(std::fs::read(directory.path().join("console.log")).unwrap(), b"hello\n");
+    }
+
+    #[test]
+    fn a_port_without_a_device_reads_as_ones_at_any_width() {
+        let (_directory, ports) = ports();
+        let mut data = [0; 4];
+        ports.read(0xcf8, &mut data);
+        assert_eq!(data, [0xff; 4]);
+        ports.read(SERIAL, &mut []);
+    }
+}

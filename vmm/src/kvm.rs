@@ -1,0 +1,169 @@
+//! Opens KVM and makes a VM with its interrupt controllers.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::arch::layout;
+use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
+use crate::memory::GuestMemory;
+
+const DEVICE: &str = "/dev/kvm";
+const API_VERSION: i32 = 12;
+const REQUIRED: [(Cap, &str); 6] = [
+    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+    (Cap::Pit2, "KVM_CAP_PIT2"),
+    (Cap::Irqfd, "KVM_CAP_IRQFD"),
+    (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
+    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
+];
+
+/// Why KVM cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KvmError {
+    /// There is no `/dev/kvm`.
+    #[error(
+        "{DEVICE} does not exist: enable virtualization in the firmware and load the module kvm_intel or kvm_amd; \
+         inside a VM, enable nested virtualization"
+    )]
+    Missing,
+    /// The user may not open `/dev/kvm`.
+    #[error("no permission to open {DEVICE}: add the user to its group (often \"kvm\") and log in again")]
+    Permission,
+    /// `/dev/kvm` cannot be opened.
+    #[error("cannot open {0}")]
+    Open(PathBuf, #[source] io::Error),
+    /// The module speaks another API.
+    #[error("{DEVICE} speaks API version {0}, not {API_VERSION}: it is not Linux KVM")]
+    ApiVersion(i32),
+    /// The module lacks something this monitor needs.
+    #[error("{DEVICE} lacks {0}: use a host with Linux 5.10 or newer")]
+    Capability(&'static str),
+    /// A KVM call failed.
+    #[error("KVM refused to {doing}")]
+    Call {
+        /// What was being done.
+        doing: &'static str,
+        /// What KVM answered.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Names the KVM call that failed.
+pub(crate) trait Doing<T> {
+    /// Turns the failure of what was being done into a [`KvmError`].
+    fn doing(self, doing: &'static str) -> Result<T, KvmError>;
+}
+
+impl<T> Doing<T> for Result<T, kvm_ioctls::Error> {
+    fn doing(self, doing: &'static str) -> Result<T, KvmError> {
+        self.map_err(|error| KvmError::Call {
+            doing,
+            source: error.into(),
+        })
+    }
+}
+
+/// A VM without vCPUs.
+#[derive(Debug)]
+pub(crate) struct KvmVm {
+    pub(crate) fd: VmFd,
+    pub(crate) cpuid: CpuId,
+    pub(crate) tsc_deadline: bool,
+}
+
+/// Opens `/dev/kvm` and checks that it has what this monitor needs.
+///
+/// # Errors
+/// Says what is missing and how to mend it.
+pub fn open() -> Result<Kvm, KvmError> {
+    let kvm = Kvm::new().map_err(|error| match error.errno() {
+        libc::ENOENT | libc::ENODEV | libc::ENXIO => KvmError::Missing,
+        libc::EACCES | libc::EPERM => KvmError::Permission,
+        _ => KvmError::Open(Path::new(DEVICE).into(), error.into()),
+    })?;
+    let version = kvm.get_api_version();
+    if version != API_VERSION {
+        return Err(KvmError::ApiVersion(version));
+    }
+    match REQUIRED.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
+        Some((_, name)) => Err(KvmError::Capability(name)),
+        None => Ok(kvm),
+    }
+}
+
+impl KvmVm {
+    /// Makes a VM with an in-kernel irqchip and timer, and `memory` as its memory.
+    pub(crate) fn new(kvm: &Kvm, memory: &GuestMemory) -> Result<Self, KvmError> {
+        let fd = create_vm(kvm)?;
+        fd.set_identity_map_address(layout::KVM_IDENTITY_MAP)
+            .doing("set the identity map")?;
+        fd.set_tss_address(layout::KVM_TSS).doing("set the TSS address")?;
+        fd.create_irq_chip().doing("create the interrupt controllers")?;
+        let pit = kvm_pit_config {
+            flags: KVM_PIT_SPEAKER_DUMMY,
+            ..Default::default()
+        };
+        fd.create_pit2(pit).doing("create the timer")?;
+        let vm = Self {
+            fd,
+            cpuid: kvm
+                .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+                .doing("report the CPU's features")?,
+            tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
+        };
+        vm.map(memory)?;
+        Ok(vm)
+    }
+
+    fn map(&self, memory: &GuestMemory) -> Result<(), KvmError> {
+        for (slot, region) in (0..).zip(memory.iter()) {
+            let slot = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: region.start_addr().0,
+                memory_size: region.len(),
+                userspace_addr: region.as_ptr() as u64,
+            };
+            // SAFETY: the region is mapped for as long as `memory` lives, and the VM keeps a clone of it beyond the
+            // life of every vCPU.
+            unsafe { self.fd.set_user_memory_region(slot) }.doing("map guest memory")?;
+        }
+        Ok(())
+    }
+
+    /// Connects a device's interrupt and queue notifications, so that neither leaves the kernel.
+    pub(crate) fn connect(&self, device: &MmioTransport, index: usize) -> Result<(), KvmError> {
+        let index = u32::try_from(index).expect("at most MAX_VIRTIO_DEVICES");
+        self.connect_interrupt(device.interrupt().line(), layout::FIRST_VIRTIO_IRQ + index)?;
+        let window = layout::VIRTIO_MMIO + u64::from(index) * layout::VIRTIO_MMIO_SIZE;
+        let notify = IoEventAddress::Mmio(window + QUEUE_NOTIFY);
+        for (queue, kick) in (0u32..).zip(device.kicks()) {
+            self.fd
+                .register_ioevent(kick, &notify, queue)
+                .doing("register a queue notification")?;
+        }
+        Ok(())
+    }
+
+    /// Turns writes to the eventfd `line` into the interrupt `irq`.
+    pub(crate) fn connect_interrupt(&self, line: &EventFd, irq: u32) -> Result<(), KvmError> {
+        self.fd.register_irqfd(line, irq).doing("register an interrupt")
+    }
+}
+
+/// `KVM_CREATE_VM`, repeated while signals interrupt it.
+fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
+    loop {
+        match kvm.create_vm() {
+            Err(error) if error.errno() == libc::EINTR => {}
+            result => return result.doing("create a VM"),
+        }
+    }
+}

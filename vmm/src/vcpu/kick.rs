@@ -1,0 +1,87 @@
+//! How a vCPU's thread is called out of `KVM_RUN` without a signal handler, which would be the whole process's.
+//!
+//! The thread blocks the signal, and KVM unblocks it while the guest runs (`KVM_SET_SIGNAL_MASK`): a pending signal ends
+//! `KVM_RUN` with `EINTR` and stays pending. So a kick before `KVM_RUN` is not lost either.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
+
+use kvm_bindings::kvm_signal_mask;
+use kvm_ioctls::VcpuFd;
+use vmm_sys_util::ioctl::ioctl_with_ref;
+
+/// `KVM_SET_SIGNAL_MASK`, `_IOW(KVMIO, 0x8b, struct kvm_signal_mask)`.
+const KVM_SET_SIGNAL_MASK: libc::c_ulong = 0x4004_ae8b;
+/// Bytes of the kernel's `sigset_t`.
+const KERNEL_SIGSET: u32 = 8;
+
+/// `struct kvm_signal_mask` with the set that follows it.
+#[repr(C, packed)]
+struct SignalMask {
+    len: u32,
+    blocked: u64,
+}
+const _: () = assert!(std::mem::offset_of!(SignalMask, blocked) == size_of::<kvm_signal_mask>());
+
+/// Lets the calling thread receive kicks only while it runs the guest of `vcpu`.
+pub(super) fn receive_only_in_guest(vcpu: &VcpuFd) -> io::Result<()> {
+    let blocked = block_in_thread(libc::SIGRTMIN())?;
+    let mask = SignalMask {
+        len: KERNEL_SIGSET,
+        blocked,
+    };
+    // SAFETY: the argument is what the ioctl reads: a length and as many bytes of signal set.
+    let result = unsafe { ioctl_with_ref(&vcpu.as_raw_fd(), KVM_SET_SIGNAL_MASK, &mask) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Kicks a thread.
+pub(super) fn send(thread: libc::pthread_t) {
+    // SAFETY: the caller holds the thread's join handle, so the ID is valid; the signal is blocked in that thread or
+    // handled by KVM, never by a handler.
+    unsafe { libc::pthread_kill(thread, libc::SIGRTMIN()) };
+}
+
+/// Blocks `signal` in the calling thread and returns, as the kernel's set, what the thread blocked before without it.
+fn block_in_thread(signal: i32) -> io::Result<u64> {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: `sigemptyset` initializes the set it is given.
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    // SAFETY: initialized above.
+    let mut set = unsafe { set.assume_init() };
+    let mut before = set;
+    // SAFETY: a valid set and a valid signal number.
+    unsafe { libc::sigaddset(&raw mut set, signal) };
+    // SAFETY: both sets are valid for the call.
+    let result = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, &raw mut before) };
+    if result != 0 {
+        return Err(io::Error::from_raw_os_error(result));
+    }
+    let blocked = |number: &i32| {
+        // SAFETY: `before` is a valid set and the number is in the kernel's range.
+        *number != signal && unsafe { libc::sigismember(&raw const before, *number) } == 1
+    };
+    Ok((1..=64)
+        .filter(blocked)
+        .fold(0, |bits, number| bits | 1 << (number - 1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_set_for_the_guest_lacks_only_the_kick() {
+        std::thread::spawn(|| {
+            block_in_thread(libc::SIGUSR1).unwrap();
+            assert_eq!(block_in_thread(libc::SIGRTMIN()).unwrap(), 1 << (libc::SIGUSR1 - 1));
+        })
+        .join()
+        .unwrap();
+    }
+}
