@@ -1,0 +1,97 @@
+# shellcheck shell=bash
+# The emulated host of scripts/kvm-host. Source after common.sh.
+#
+# Its kernel is Debian's, as a package: kvm_amd, 9p, overlayfs and virtio are modules of it. Its initramfs holds those
+# modules and, as /init, the same binary that starts QEMU. All of it is cached under a hash of the sources.
+
+source_directory=$root/scripts/kvm-host.d
+modules=(virtio_pci virtio_console 9pnet_virtio 9p virtio_blk ext4 overlay kvm_amd tun)
+
+# emulated_host: the directory of the prepared host; it exists only when complete.
+emulated_host() {
+  echo "$cache/kvm-host-$(fingerprint "$source_directory"/{Cargo.toml,emulated.sh,src/*.rs})"
+}
+
+# prepare_emulated: makes the emulated host unless it is there.
+prepare_emulated() {
+  local work result lock
+  # shellcheck source=scripts/lib/packages.sh
+  source "$root/scripts/lib/packages.sh"
+  install "$emulation_needs" "the emulated KVM host"
+  result=$(emulated_host)
+  [[ ! -d $result ]] || return 0
+  mkdir -p "$cache"
+  exec {lock}>"$cache/kvm-host.lock"
+  flock "$lock"
+  if [[ ! -d $result ]]; then
+    say "preparing the emulated KVM host, once"
+    work=$(mktemp -d "$cache/kvm-host-build.XXXXXX")
+    # shellcheck disable=SC2064  # the directory of now
+    trap "rm -rf '$work'" EXIT
+    mkdir "$work/result"
+    build_binary "$work/result/kvm-host"
+    unpack_kernel "$work/kernel"
+    cp "$work"/kernel/boot/vmlinuz-* "$work/result/vmlinuz"
+    build_host_initramfs "$work/kernel" "$work/result" "$work/initramfs"
+    truncate -s 16G "$work/result/scratch.ext4"
+    PATH=$PATH:/usr/sbin:/sbin mkfs.ext4 -q -F -E lazy_itable_init=1,lazy_journal_init=1,nodiscard "$work/result/scratch.ext4"
+    publish "$work/result" "$result"
+    rm -rf "$work"
+    trap - EXIT
+  fi
+  exec {lock}>&-
+}
+
+# build_binary OUT
+build_binary() {
+  # shellcheck source=scripts/lib/packages.sh
+  source "$root/scripts/lib/packages.sh"
+  require_cargo
+  # A target directory of its own: a build that runs in the checkout does not hold this one up.
+  (cd "$root" && CARGO_TARGET_DIR=$cache/kvm-host-target cargo build --quiet --locked --release -p msb-kvm-host) \
+    || die "cannot build scripts/kvm-host.d (the reason is above)"
+  cp "$cache/kvm-host-target/x86_64-unknown-linux-gnu/release/kvm-host" "$1"
+}
+
+# unpack_kernel DIR: Debian's kernel package, without installing it.
+unpack_kernel() {
+  local package
+  package=$(apt-cache depends linux-image-amd64 2>/dev/null | awk '/Depends: linux-image/ {print $2; exit}')
+  if [[ -z $package && $(id -u) == 0 ]]; then
+    apt-get -qq update
+    package=$(apt-cache depends linux-image-amd64 2>/dev/null | awk '/Depends: linux-image/ {print $2; exit}')
+  fi
+  [[ -n $package ]] || die "apt knows no package linux-image-amd64, whose kernel the emulated host needs: \
+this must be Debian, and 'apt-get update' must have run"
+  (cd "${1%/*}" && apt-get -qq download "$package" >/dev/null) \
+    || { [[ $(id -u) == 0 ]] && apt-get -qq update && (cd "${1%/*}" && apt-get -qq download "$package" >/dev/null); } \
+    || die "apt-get could not download $package (its reason is above)"
+  dpkg -x "${1%/*}"/linux-image-*.deb "$1"
+}
+
+# build_host_initramfs KERNEL RESULT WORK
+build_host_initramfs() {
+  local version module file
+  version=$(basename "$1"/lib/modules/*)
+  mkdir -p "$3/modules"
+  export PATH=$PATH:/usr/sbin:/sbin
+  depmod -b "$1" "$version"
+  for module in "${modules[@]}"; do
+    modprobe -d "$1" -S "$version" --show-depends "$module" | awk '$1 == "insmod" {print $2}'
+  done | awk '!seen[$0]++' | while read -r file; do
+    cp "$file" "$3/modules/"
+    basename "$file" >>"$3/modules/order"
+  done
+  cp "$2/kvm-host" "$3/init"
+  (cd "$3" && find . | LC_ALL=C sort | cpio --quiet -o -H newc) >"$2/initramfs"
+}
+
+# run_emulated CMD...: becomes the process that runs CMD inside, so that a signal to it ends QEMU, too.
+run_emulated() {
+  local host memory cpus
+  host=$(emulated_host)
+  memory=$(awk '/^MemTotal:/ {half = int($2 / 2048); print half < 6144 ? half : 6144}' /proc/meminfo)
+  cpus=$(($(nproc) < 4 ? $(nproc) : 4))
+  exec "$host/kvm-host" "$host/vmlinuz" "$host/initramfs" "$host/scratch.ext4" "$MSB_KVM_HOST_OUT" \
+    "${MSB_KVM_HOST_MEMORY:-$memory}" "${MSB_KVM_HOST_CPUS:-$cpus}" "${MSB_KVM_HOST_TIMEOUT:-0}" "$@"
+}
