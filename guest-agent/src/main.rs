@@ -1,2 +1,59 @@
 //! PID 1 and SSH server of an msb guest.
-fn main() {}
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use msb_agent::{console, init, session, sftp};
+
+const USAGE: &str = "usage: msb-agent serve --stdio --host-key FILE --authorized-keys FILE
+       msb-agent sftp-server
+       msb-agent --version
+As PID 1 of a guest, named init, it takes no arguments.";
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os();
+    let name = arguments.next().unwrap_or_default();
+    if std::process::id() == 1 && Path::new(&name).file_name().is_some_and(|name| name == "init") {
+        init::run();
+    }
+    let rest: Vec<OsString> = arguments.collect();
+    let rest: Vec<&str> = rest.iter().map(|argument| argument.to_str().unwrap_or("")).collect();
+    match rest.as_slice() {
+        ["serve", options @ ..] => match serve(options) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(message) => {
+                console::log(&message);
+                ExitCode::FAILURE
+            }
+        },
+        ["sftp-server"] => sftp::run(),
+        ["--version"] => {
+            println!("msb-agent {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        _ => {
+            eprintln!("{USAGE}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn serve(options: &[&str]) -> Result<(), String> {
+    let (mut stdio, mut host_key, mut authorized_keys) = (false, None, None);
+    let mut options = options.iter();
+    while let Some(option) = options.next() {
+        match *option {
+            "--stdio" => stdio = true,
+            "--host-key" => host_key = options.next().map(PathBuf::from),
+            "--authorized-keys" => authorized_keys = options.next().map(PathBuf::from),
+            other => return Err(format!("serve: unknown option {other:?}\n{USAGE}")),
+        }
+    }
+    let (true, Some(host_key), Some(authorized_keys)) = (stdio, host_key, authorized_keys) else {
+        return Err(format!(
+            "serve: --stdio, --host-key and --authorized-keys are all needed\n{USAGE}"
+        ));
+    };
+    session::serve_stdio(&host_key, &authorized_keys).map_err(|error| console::chain(&error))
+}

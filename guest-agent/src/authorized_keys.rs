@@ -1,0 +1,183 @@
+//! `authorized_keys` in sshd's syntax: optional options, key type, base64 key, comment.
+//!
+//! A key whose options cannot be enforced here is refused, never admitted with more than its line allows. A bad line
+//! spoils only itself.
+
+use std::time::SystemTime;
+
+use russh::keys::ssh_key::public::KeyData;
+use russh::keys::{Algorithm, PublicKey};
+
+mod options;
+
+pub use options::{OptionError, Options};
+
+/// Lines beyond this many are not read: each one costs time at every login.
+const MAX_LINES: usize = 10_000;
+
+/// The keys that may log in.
+#[derive(Debug, Default)]
+pub struct AuthorizedKeys {
+    entries: Vec<Entry>,
+    refused: Vec<Refused>,
+}
+
+/// One admitted key.
+#[derive(Debug)]
+struct Entry {
+    key: KeyData,
+    options: Options,
+}
+
+/// A line that admits no key.
+#[derive(Debug)]
+pub struct Refused {
+    /// Line number, from 1.
+    pub line: usize,
+    /// Why.
+    pub reason: LineError,
+}
+
+/// Why a line admits no key.
+#[derive(Debug, thiserror::Error)]
+pub enum LineError {
+    /// The options in front of the key.
+    #[error("its options do not hold")]
+    Options(#[from] OptionError),
+    /// No key, or not in the OpenSSH format.
+    #[error("it holds no public key in OpenSSH format")]
+    Key(#[source] russh::keys::ssh_key::Error),
+    /// A key that cannot be checked as sshd would.
+    #[error("keys of type {0} are not supported")]
+    Unsupported(String),
+    /// Not text.
+    #[error("it is not UTF-8")]
+    NotText,
+}
+
+impl AuthorizedKeys {
+    /// Reads a whole file.
+    pub fn parse(contents: &[u8]) -> Self {
+        let mut keys = Self::default();
+        for (index, line) in contents.split(|&byte| byte == b'\n').take(MAX_LINES).enumerate() {
+            let line = line.trim_ascii();
+            if line.is_empty() || line.starts_with(b"#") {
+                continue;
+            }
+            match parse_line(line) {
+                Ok(entry) => keys.entries.push(entry),
+                Err(reason) => keys.refused.push(Refused {
+                    line: index + 1,
+                    reason,
+                }),
+            }
+        }
+        keys
+    }
+
+    /// What `key` may do, if it may log in now.
+    pub fn find(&self, key: &PublicKey, now: SystemTime) -> Option<&Options> {
+        let entry = self.entries.iter().find(|entry| entry.key == *key.key_data())?;
+        (!entry.options.is_expired(now)).then_some(&entry.options)
+    }
+
+    /// The lines that admit no key.
+    pub fn refused(&self) -> &[Refused] {
+        &self.refused
+    }
+}
+
+fn parse_line(line: &[u8]) -> Result<Entry, LineError> {
+    let line = std::str::from_utf8(line).map_err(|_| LineError::NotText)?;
+    let (options, key) = if starts_with_key_type(line) {
+        (Options::default(), line)
+    } else {
+        let (options, key) = options::split(line)?;
+        (Options::parse(options)?, key)
+    };
+    let key = PublicKey::from_openssh(key).map_err(LineError::Key)?;
+    match key.algorithm() {
+        Algorithm::Ed25519 | Algorithm::Ecdsa { .. } | Algorithm::Rsa { .. } => {}
+        other => return Err(LineError::Unsupported(other.to_string())),
+    }
+    Ok(Entry {
+        key: key.key_data().clone(),
+        options,
+    })
+}
+
+/// Whether the line has no options: they cannot look like a key type.
+fn starts_with_key_type(line: &str) -> bool {
+    let word = line.split_ascii_whitespace().next().unwrap_or("");
+    ["ssh-", "ecdsa-", "sk-"].iter().any(|prefix| word.starts_with(prefix))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ED25519: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ";
+
+    fn now() -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(1_800_000_000)
+    }
+
+    fn admits(line: &str) -> bool {
+        let key = PublicKey::from_openssh(ED25519).unwrap();
+        AuthorizedKeys::parse(line.as_bytes()).find(&key, now()).is_some()
+    }
+
+    #[test]
+    fn a_bad_line_spoils_only_itself() {
+        let file = format!("# mine\n\nssh-ed25519 AAAA bad\n\u{fffd}\n{ED25519} me@host\nno-such-option {ED25519}\n");
+        let keys = AuthorizedKeys::parse(file.as_bytes());
+        assert!(keys.find(&PublicKey::from_openssh(ED25519).unwrap(), now()).is_some());
+        assert_eq!(
+            keys.refused().iter().map(|refused| refused.line).collect::<Vec<_>>(),
+            [3, 4, 6]
+        );
+    }
+
+    #[test]
+    fn a_key_whose_options_cannot_be_enforced_is_refused() {
+        for options in [
+            "from=\"10.0.0.0/8\"",
+            "cert-authority",
+            "verify-required",
+            "tunnel=\"0\"",
+            "command=\"x",
+        ] {
+            assert!(!admits(&format!("{options} {ED25519}")), "{options} was widened");
+        }
+    }
+
+    #[test]
+    fn an_expired_key_is_refused_and_a_valid_one_admitted() {
+        assert!(!admits(&format!("expiry-time=\"20200101\" {ED25519}")));
+        assert!(admits(&format!("expiry-time=\"20990101Z\" {ED25519}")));
+        assert!(!admits(&format!("expiry-time=\"20991301\" {ED25519}")));
+    }
+
+    #[test]
+    fn a_fido_key_is_refused_while_its_touch_cannot_be_checked() {
+        let line = "sk-ssh-ed25519@openssh.com AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29tAAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJAAAABHNzaDo=";
+        let keys = AuthorizedKeys::parse(line.as_bytes());
+        assert!(matches!(keys.refused()[0].reason, LineError::Unsupported(_)));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_parse_without_panic(contents in prop::collection::vec(any::<u8>(), 0..400)) {
+            AuthorizedKeys::parse(&contents);
+        }
+
+        #[test]
+        fn any_options_before_a_key_parse_without_panic(options in "[ -~]{0,60}") {
+            AuthorizedKeys::parse(format!("{options} {ED25519}").as_bytes());
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! PID 1 of a guest: prepares the system, reaps, accepts SSH connections, and ends the guest in order.
+//!
+//! It is single-threaded, so that it may fork without exec: each connection gets a process of its own, which is all that
+//! a fault in the SSH library can end. It uses no random numbers itself, because a generator seeded here would repeat
+//! in every session.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::AssertUnwindSafe;
+use std::process::exit;
+use std::time::Duration;
+
+use msb_protocol::notice::Notice;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, WaitOptions};
+use vsock::VsockListener;
+
+use crate::console;
+use crate::session::{self, Settings};
+
+mod host;
+mod identity;
+mod mounts;
+mod shutdown;
+mod signals;
+mod system;
+
+use signals::{Request, Signals};
+
+/// Connections served at once; further ones are closed as they come.
+const MAX_SESSIONS: usize = 128;
+
+/// How long accepting pauses after it failed, for whatever is short to come back.
+const ACCEPT_PAUSE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
+
+/// Why the guest cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum InitError {
+    /// A file system that nothing works without.
+    #[error(transparent)]
+    Mount(#[from] mounts::MountError),
+    /// The identity made by the host.
+    #[error(transparent)]
+    Identity(#[from] identity::IdentityError),
+    /// The host key or the keys that may log in.
+    #[error(transparent)]
+    Session(#[from] session::SettingsError),
+    /// No vsock to serve SSH on.
+    #[error("cannot listen on vsock port {port}: the kernel needs virtio-vsock and the machine its device")]
+    Listen {
+        /// The port.
+        port: u32,
+        /// Why.
+        source: io::Error,
+    },
+    /// No signals, so nothing would ever be reaped.
+    #[error("cannot receive signals")]
+    Signals(#[source] io::Error),
+}
+
+/// Runs as PID 1. Never returns: the guest ends instead.
+pub fn run() -> ! {
+    let started = system::uptime();
+    match Init::start(started) {
+        Ok(init) => init.run(),
+        Err(error) => {
+            console::log(&format!("the guest cannot start: {}", console::chain(&error)));
+            shutdown::reboot()
+        }
+    }
+}
+
+struct Init {
+    signals: Signals,
+    listener: VsockListener,
+    host: Option<host::Connection>,
+    settings: Settings,
+    sessions: HashSet<Pid>,
+    paused: bool,
+}
+
+/// What a turn of the loop ended with.
+enum Turn {
+    Again,
+    /// This is a new process, which serves one connection.
+    Session(OwnedFd),
+    End(Request),
+}
+
+impl Init {
+    fn start(started: Duration) -> Result<Self, InitError> {
+        mounts::mount_all()?;
+        let signals = Signals::block().map_err(InitError::Signals)?;
+        let identity = identity::take()?;
+        system::prepare(&identity.config);
+        let settings = Settings::new(&identity.host_key, &identity.authorized_keys)?
+            .with_environment(identity.config.environment)
+            .with_guest_end(ask_to_end);
+        let port = msb_protocol::ports::SSH;
+        let listener = VsockListener::bind_with_cid_port(vsock::VMADDR_CID_ANY, port)
+            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+            .map_err(|source| InitError::Listen { port, source })?;
+        let host = host::Connection::open(&Notice::Ready {
+            agent: env!("CARGO_PKG_VERSION").into(),
+            init_us: micros(started),
+            ready_us: micros(system::uptime()),
+        });
+        Ok(Self {
+            signals,
+            listener,
+            host,
+            settings,
+            sessions: HashSet::new(),
+            paused: false,
+        })
+    }
+
+    fn run(mut self) -> ! {
+        loop {
+            match self.turn() {
+                Turn::Again => {}
+                Turn::Session(stream) => {
+                    let settings = self.settings.clone();
+                    drop(self);
+                    serve(stream, settings)
+                }
+                Turn::End(request) => {
+                    if let Some(host) = &mut self.host {
+                        host.send(&Notice::ShuttingDown);
+                    }
+                    shutdown::end(&self.signals, request)
+                }
+            }
+        }
+    }
+
+    fn turn(&mut self) -> Turn {
+        let (signalled, connected) = self.wait();
+        if signalled {
+            while let Some(request) = self.signals.next() {
+                match request {
+                    Request::Reap => self.reap(),
+                    end => return Turn::End(end),
+                }
+            }
+        }
+        if connected { self.accept() } else { Turn::Again }
+    }
+
+    /// Waits for a signal or a connection.
+    fn wait(&mut self) -> (bool, bool) {
+        let signals = PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN);
+        let listener = PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN);
+        let mut fds = [signals, listener];
+        let (watched, timeout) = if self.paused {
+            (1, Some(&ACCEPT_PAUSE))
+        } else {
+            (2, None)
+        };
+        // An interrupted poll is another turn of the loop.
+        let _ = rustix::event::poll(&mut fds[..watched], timeout);
+        let ready = |index: usize| !fds[index].revents().is_empty();
+        let ready = (ready(0), ready(1));
+        self.paused = false;
+        ready
+    }
+
+    fn reap(&mut self) {
+        while let Ok(Some((pid, _))) = rustix::process::wait(WaitOptions::NOHANG) {
+            self.sessions.remove(&pid);
+        }
+    }
+
+    fn accept(&mut self) -> Turn {
+        let stream = match self.listener.accept() {
+            Ok((stream, _)) => OwnedFd::from(stream),
+            Err(error) => {
+                // What is not a connection that went away meanwhile is a shortage.
+                self.paused = !matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted
+                );
+                return Turn::Again;
+            }
+        };
+        if self.sessions.len() >= MAX_SESSIONS {
+            return Turn::Again;
+        }
+        // SAFETY: this process has one thread, so the child may go on as any process.
+        match unsafe { libc::fork() } {
+            0 => return Turn::Session(stream),
+            -1 => console::log(&format!("cannot fork for a connection: {}", io::Error::last_os_error())),
+            pid => self.sessions.extend(Pid::from_raw(pid)),
+        }
+        Turn::Again
+    }
+}
+
+/// Serves one connection in a process of its own, with its own session, as sshd does.
+fn serve(stream: OwnedFd, settings: Settings) -> ! {
+    signals::unblock();
+    let _ = rustix::process::setsid();
+    let served = std::panic::catch_unwind(AssertUnwindSafe(|| session::serve(stream, settings)));
+    exit(match served {
+        Ok(Ok(())) => 0,
+        Ok(Err(error)) => {
+            console::log(&format!("connection: {}", console::chain(&error)));
+            1
+        }
+        Err(_panic) => 101,
+    })
+}
+
+/// How a session asks PID 1 to end the guest.
+fn ask_to_end() {
+    let _ = rustix::process::kill_process(Pid::INIT, rustix::process::Signal::TERM);
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Writes a console line for something the guest can do without.
+fn degraded(what: &str, error: &dyn std::error::Error) {
+    console::log(&format!("{what}: {}", console::chain(error)));
+}
+
+/// Opens a file for reading and writing without making it the controlling terminal.
+fn open_terminal(path: &str) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NOCTTY)
+        .open(path)
+}

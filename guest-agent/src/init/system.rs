@@ -1,0 +1,72 @@
+//! Host name, clock, limits and loopback of the guest.
+
+use std::io;
+use std::time::Duration;
+
+use msb_protocol::identity::GuestConfig;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::{Resource, Rlimit};
+use rustix::time::{ClockId, Timespec};
+
+use super::degraded;
+use std::os::fd::AsRawFd;
+
+/// Open files a process has at first, and may ask for: what systemd gives.
+const OPEN_FILES: Rlimit = Rlimit {
+    current: Some(1024),
+    maximum: Some(524_288),
+};
+
+/// How long the guest has been running.
+pub(super) fn uptime() -> Duration {
+    let time = rustix::time::clock_gettime(ClockId::Boottime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
+/// Applies the configuration. What fails is said and done without.
+pub(super) fn prepare(config: &GuestConfig) {
+    let report = |what: &str, result: io::Result<()>| {
+        if let Err(error) = result {
+            degraded(what, &error);
+        }
+    };
+    report("cannot set the clock", set_clock(config.realtime));
+    report("cannot set the host name", set_hostname(&config.hostname));
+    report(
+        "cannot raise the limit of open files",
+        rustix::process::setrlimit(Resource::Nofile, OPEN_FILES).map_err(Into::into),
+    );
+    report("cannot bring up the loopback interface", loopback_up());
+}
+
+/// The host wrote the time just before it started the guest, so the guest's uptime has passed since.
+fn set_clock((seconds, nanoseconds): (u64, u32)) -> io::Result<()> {
+    if seconds == 0 {
+        return Ok(());
+    }
+    let now = Duration::new(seconds, nanoseconds).saturating_add(uptime());
+    let now = Timespec::try_from(now).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    Ok(rustix::time::clock_settime(ClockId::Realtime, now)?)
+}
+
+fn set_hostname(name: &str) -> io::Result<()> {
+    if name.is_empty() {
+        return Ok(());
+    }
+    Ok(rustix::system::sethostname(name.as_bytes())?)
+}
+
+fn loopback_up() -> io::Result<()> {
+    let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    // SAFETY: the request is plain data, for which zero is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_UP | libc::IFF_RUNNING).expect("the flags are low bits");
+    // SAFETY: the socket is open and the request names an interface and its flags.
+    match unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -1,0 +1,5 @@
+//! Byte streams over raw descriptors.
+
+mod stream;
+
+pub use stream::{FdStream, Liveness};

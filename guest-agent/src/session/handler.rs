@@ -1,0 +1,319 @@
+//! What the client asks, answered inside each callback: russh keeps one pending reply per channel.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use russh::keys::{Algorithm, PublicKey};
+use russh::server::{Auth, ChannelOpenHandle, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
+use russh::{Channel, ChannelId, ChannelOpenFailure, Pty, Sig};
+use tokio::sync::Notify;
+
+use super::budget::Budget;
+use super::channel::{Login, SessionChannel};
+use super::input::Input;
+use super::outlet::Outlet;
+use super::process::Program;
+use super::terminal::{Size, Terminal};
+use super::{SessionError, Settings, signals};
+use crate::console;
+use crate::net::Liveness;
+use crate::users::User;
+
+/// Channels that one connection may have open at once.
+const MAX_CHANNELS: usize = 128;
+
+/// The subsystem that transfers files.
+const SFTP: &str = "sftp";
+
+/// The subsystem with which root ends the guest.
+const SHUTDOWN: &str = "shutdown@msb";
+
+type Channels = HashMap<ChannelId, SessionChannel>;
+
+/// Serves one connection.
+pub(super) struct Handler {
+    settings: Settings,
+    budget: Arc<Budget>,
+    login: Option<Arc<Login>>,
+    logged_in: Arc<Notify>,
+    /// Shared with the task of each process, which removes its channel at the end.
+    channels: Arc<Mutex<Channels>>,
+}
+
+impl Handler {
+    pub(super) fn new(settings: Settings, liveness: Liveness, logged_in: Arc<Notify>) -> Self {
+        Self {
+            settings,
+            budget: Arc::new(Budget::new(liveness)),
+            login: None,
+            logged_in,
+            channels: Arc::default(),
+        }
+    }
+
+    fn channels(&self) -> MutexGuard<'_, Channels> {
+        lock(&self.channels)
+    }
+
+    /// Who logs in with `key` as `name`, if that is allowed.
+    fn admit(&self, name: &str, key: &PublicKey, algorithm: &Algorithm) -> Option<Login> {
+        // SHA-1 signatures.
+        if matches!(algorithm, Algorithm::Rsa { hash: None }) {
+            return None;
+        }
+        let options = self.settings.authorized_keys.find(key, SystemTime::now())?.clone();
+        let user = User::by_name(name)?;
+        let own = rustix::process::geteuid();
+        (own.is_root() || own.as_raw() == user.uid).then_some(Login { user, options })
+    }
+
+    fn start(&self, id: ChannelId, program: Program, session: &mut Session) -> Result<(), SessionError> {
+        let Some(login) = self.login.clone() else {
+            return Ok(session.channel_failure(id)?);
+        };
+        let started = match self.channels().get_mut(&id) {
+            Some(channel) if channel.is_unstarted() => channel.start(program, &login, &self.settings),
+            _ => return Ok(session.channel_failure(id)?),
+        };
+        match started {
+            Ok(conversation) => {
+                session.channel_success(id)?;
+                let channels = Arc::clone(&self.channels);
+                tokio::spawn(async move {
+                    conversation.await;
+                    lock(&channels).remove(&id);
+                });
+                Ok(())
+            }
+            Err(error) => {
+                let (name, shell) = (&login.user.name, login.user.shell.display());
+                console::log(&format!("cannot start a session for {name} with {shell}: {error}"));
+                Ok(session.channel_failure(id)?)
+            }
+        }
+    }
+
+    fn end_guest(&self, id: ChannelId, session: &mut Session) -> Result<(), SessionError> {
+        let is_root = self
+            .login
+            .as_ref()
+            .is_some_and(|login| login.user.is_root() && login.options.command.is_none());
+        let outlet = self.channels().get(&id).map(SessionChannel::outlet);
+        let (Some(end_guest), Some(outlet), true) = (self.settings.end_guest, outlet, is_root) else {
+            return Ok(session.channel_failure(id)?);
+        };
+        session.channel_success(id)?;
+        tokio::spawn(async move {
+            outlet.finish(Some(std::process::ExitStatus::default())).await;
+            // The guest's end ends this process as well: let the session send the answer first.
+            for _ in 0..FAREWELL_TURNS {
+                tokio::task::yield_now().await;
+            }
+            end_guest();
+        });
+        Ok(())
+    }
+}
+
+/// Turns of the runtime in which the session sends what is queued: one for the reply, one for each closing message.
+const FAREWELL_TURNS: usize = 16;
+
+fn lock(channels: &Mutex<Channels>) -> MutexGuard<'_, Channels> {
+    channels.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn answer(session: &mut Session, id: ChannelId, done: bool) -> Result<(), SessionError> {
+    Ok(if done {
+        session.channel_success(id)?
+    } else {
+        session.channel_failure(id)?
+    })
+}
+
+impl russh::server::Handler for Handler {
+    type Error = SessionError;
+
+    async fn auth_publickey_offered(&mut self, user: &str, offer: PublicKeyOffer<'_>) -> Result<Auth, SessionError> {
+        Ok(match self.admit(user, offer.public_key, offer.algorithm) {
+            Some(_) => Auth::Accept,
+            None => Auth::reject(),
+        })
+    }
+
+    async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, SessionError> {
+        self.login = self.admit(user, key.public_key, key.algorithm).map(Arc::new);
+        Ok(if self.login.is_some() {
+            Auth::Accept
+        } else {
+            Auth::reject()
+        })
+    }
+
+    async fn auth_succeeded(&mut self, _: &mut Session) -> Result<(), SessionError> {
+        self.logged_in.notify_one();
+        Ok(())
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        channel: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        session: &mut Session,
+    ) -> Result<(), SessionError> {
+        if self.channels().len() >= MAX_CHANNELS {
+            reply.reject(ChannelOpenFailure::ResourceShortage).await;
+            return Ok(());
+        }
+        let id = channel.id();
+        // Input is taken in data(), where it never blocks; what nobody reads must not fill the other half.
+        let (_, writer) = channel.split();
+        let outlet = Outlet::new(writer, session.handle(), Arc::clone(&self.budget));
+        let input = Input::new(Arc::clone(&self.budget));
+        self.channels().insert(id, SessionChannel::new(outlet, input));
+        reply.accept().await;
+        Ok(())
+    }
+
+    async fn data(&mut self, id: ChannelId, data: &[u8], _: &mut Session) -> Result<(), SessionError> {
+        let stalled = self
+            .channels()
+            .get(&id)
+            .is_some_and(|channel| channel.input().push(data));
+        if stalled {
+            self.budget.pace().await;
+        }
+        Ok(())
+    }
+
+    fn adjust_window(&mut self, _: ChannelId, _: u32) -> u32 {
+        self.budget.window()
+    }
+
+    async fn channel_eof(&mut self, id: ChannelId, _: &mut Session) -> Result<(), SessionError> {
+        if let Some(channel) = self.channels().get(&id) {
+            channel.input().end();
+        }
+        Ok(())
+    }
+
+    async fn channel_close(&mut self, id: ChannelId, _: &mut Session) -> Result<(), SessionError> {
+        self.channels().remove(&id);
+        Ok(())
+    }
+
+    async fn env_request(
+        &mut self,
+        id: ChannelId,
+        name: &str,
+        value: &str,
+        session: &mut Session,
+    ) -> Result<(), SessionError> {
+        let set = self
+            .channels()
+            .get_mut(&id)
+            .is_some_and(|channel| channel.set_variable(name, value));
+        answer(session, id, set)
+    }
+
+    async fn pty_request(
+        &mut self,
+        id: ChannelId,
+        term: &str,
+        columns: u32,
+        rows: u32,
+        width: u32,
+        height: u32,
+        modes: &[(Pty, u32)],
+        session: &mut Session,
+    ) -> Result<(), SessionError> {
+        let size = Size {
+            columns,
+            rows,
+            width,
+            height,
+        };
+        let login = self
+            .login
+            .clone()
+            .filter(|login| login.options.pty && !term.contains('\0'));
+        let mut channels = lock(&self.channels);
+        let channel = channels
+            .get_mut(&id)
+            .filter(|channel| channel.is_unstarted() && !channel.has_terminal());
+        let (Some(login), Some(channel)) = (login, channel) else {
+            return answer(session, id, false);
+        };
+        let opened = Terminal::open(&login.user, term, size, modes);
+        if let Err(error) = &opened {
+            console::log(&format!("cannot open a terminal: {error}"));
+        }
+        let done = opened.map(|terminal| channel.set_terminal(terminal)).is_ok();
+        answer(session, id, done)
+    }
+
+    async fn window_change_request(
+        &mut self,
+        id: ChannelId,
+        columns: u32,
+        rows: u32,
+        width: u32,
+        height: u32,
+        session: &mut Session,
+    ) -> Result<(), SessionError> {
+        let size = Size {
+            columns,
+            rows,
+            width,
+            height,
+        };
+        let done = self
+            .channels()
+            .get(&id)
+            .is_some_and(|channel| channel.resize(size).is_ok());
+        answer(session, id, done)
+    }
+
+    async fn signal(&mut self, id: ChannelId, signal: Sig, session: &mut Session) -> Result<(), SessionError> {
+        let number = signals::number(&signal);
+        let channels = lock(&self.channels);
+        let done = number
+            .zip(channels.get(&id))
+            .is_some_and(|(number, channel)| channel.signal(number).is_ok());
+        drop(channels);
+        answer(session, id, done)
+    }
+
+    async fn shell_request(&mut self, id: ChannelId, session: &mut Session) -> Result<(), SessionError> {
+        self.start(id, Program::Shell, session)
+    }
+
+    async fn exec_request(&mut self, id: ChannelId, command: &[u8], session: &mut Session) -> Result<(), SessionError> {
+        self.start(id, Program::Command(command.to_vec()), session)
+    }
+
+    async fn subsystem_request(
+        &mut self,
+        id: ChannelId,
+        name: &str,
+        session: &mut Session,
+    ) -> Result<(), SessionError> {
+        match name {
+            SFTP => self.start(id, Program::Sftp, session),
+            SHUTDOWN => self.end_guest(id, session),
+            _ => Ok(session.channel_failure(id)?),
+        }
+    }
+
+    async fn x11_request(
+        &mut self,
+        id: ChannelId,
+        _single: bool,
+        _protocol: &str,
+        _cookie: &str,
+        _screen: u32,
+        session: &mut Session,
+    ) -> Result<(), SessionError> {
+        Ok(session.channel_failure(id)?)
+    }
+}

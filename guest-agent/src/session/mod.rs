@@ -1,0 +1,216 @@
+//! One SSH connection: a russh server over any byte stream, whose sessions are processes of the login user.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use russh::keys::PrivateKey;
+use tokio::sync::Notify;
+
+use crate::authorized_keys::AuthorizedKeys;
+use crate::console;
+use crate::net::FdStream;
+
+mod algorithms;
+mod budget;
+mod channel;
+mod conversation;
+mod environment;
+mod handler;
+mod input;
+mod outlet;
+mod process;
+mod signals;
+mod terminal;
+
+use handler::Handler;
+
+/// How long a client has to log in, as in sshd.
+const LOGIN_GRACE: Duration = Duration::from_secs(120);
+
+/// How long every refused login takes, so that its time tells nothing about users and keys.
+const REJECTION_TIME: Duration = Duration::from_millis(20);
+
+/// The window each channel opens with, in bytes.
+const WINDOW: u32 = 2 << 20;
+
+/// The largest packet asked for, in bytes.
+const MAX_PACKET: u32 = 65_535;
+
+/// What every connection is served with. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    config: Arc<russh::server::Config>,
+    authorized_keys: Arc<AuthorizedKeys>,
+    environment: Arc<BTreeMap<String, String>>,
+    end_guest: Option<fn()>,
+}
+
+/// Why SSH cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The host key is damaged, encrypted or of an unknown kind.
+    #[error("the host key is no unencrypted private key in OpenSSH format")]
+    HostKey(#[source] russh::keys::ssh_key::Error),
+}
+
+/// Why a connection ended early, or never began.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The settings.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// A file named on the command line.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The stream or the runtime on it.
+    #[error("cannot serve on this stream")]
+    Stream(#[source] io::Error),
+    /// The client did not log in within the grace time.
+    #[error("no login within {} seconds", LOGIN_GRACE.as_secs())]
+    LoginTimeout,
+    /// The SSH protocol.
+    #[error("the SSH connection failed")]
+    Ssh(#[from] russh::Error),
+}
+
+impl Settings {
+    /// Settings for a host key in OpenSSH format and the contents of an `authorized_keys` file.
+    ///
+    /// # Errors
+    /// When the host key cannot be used. Bad lines of `authorized_keys` are only logged.
+    pub fn new(host_key: &[u8], authorized_keys: &[u8]) -> Result<Self, SettingsError> {
+        let host_key = PrivateKey::from_openssh(host_key).map_err(SettingsError::HostKey)?;
+        if host_key.is_encrypted() {
+            return Err(SettingsError::HostKey(russh::keys::ssh_key::Error::Encrypted));
+        }
+        let authorized_keys = AuthorizedKeys::parse(authorized_keys);
+        for refused in authorized_keys.refused() {
+            let reason = console::chain(&refused.reason);
+            console::log(&format!("authorized_keys line {} is ignored: {reason}", refused.line));
+        }
+        Ok(Self {
+            config: Arc::new(server_config(host_key)),
+            authorized_keys: Arc::new(authorized_keys),
+            environment: Arc::default(),
+            end_guest: None,
+        })
+    }
+
+    /// Adds an environment to every session, beneath what the login itself sets.
+    #[must_use]
+    pub fn with_environment(mut self, environment: BTreeMap<String, String>) -> Self {
+        self.environment = Arc::new(environment);
+        self
+    }
+
+    /// Offers root the subsystem `shutdown@msb`, which calls `end_guest`.
+    #[must_use]
+    pub fn with_guest_end(mut self, end_guest: fn()) -> Self {
+        self.end_guest = Some(end_guest);
+        self
+    }
+}
+
+fn server_config(host_key: PrivateKey) -> russh::server::Config {
+    russh::server::Config {
+        server_id: russh::SshId::Standard(concat!("SSH-2.0-msb_", env!("CARGO_PKG_VERSION")).into()),
+        methods: [russh::MethodKind::PublicKey].as_slice().into(),
+        auth_rejection_time: REJECTION_TIME,
+        // The probe with method "none" that every client begins with names no key.
+        auth_rejection_time_initial: Some(Duration::ZERO),
+        max_auth_attempts: 6,
+        keys: vec![host_key],
+        window_size: WINDOW,
+        maximum_packet_size: MAX_PACKET,
+        event_buffer_size: 32,
+        preferred: algorithms::preferred(),
+        inactivity_timeout: None,
+        keepalive_interval: None,
+        ..Default::default()
+    }
+}
+
+/// Serves one connection on a socket until it ends.
+///
+/// # Errors
+/// When the stream cannot be polled, the client does not log in in time, or the protocol fails.
+pub fn serve(stream: OwnedFd, settings: Settings) -> Result<(), SessionError> {
+    run(settings, || FdStream::new(stream))
+}
+
+/// Serves one connection on standard input and output, as the user that runs this.
+///
+/// # Errors
+/// As for [`serve`], and when one of the files cannot be used.
+pub fn serve_stdio(host_key: &Path, authorized_keys: &Path) -> Result<(), SessionError> {
+    let read = |path: &Path| {
+        std::fs::read(path).map_err(|source| SessionError::Read {
+            path: path.into(),
+            source,
+        })
+    };
+    let settings = Settings::new(&read(host_key)?, &read(authorized_keys)?)?;
+    run(settings, || {
+        let input = io::stdin().as_fd().try_clone_to_owned()?;
+        let output = io::stdout().as_fd().try_clone_to_owned()?;
+        // What a session starts must not hold the connection open.
+        let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+        rustix::stdio::dup2_stdin(&null)?;
+        rustix::stdio::dup2_stdout(&null)?;
+        FdStream::from_pair(input, output)
+    })
+}
+
+fn run(settings: Settings, stream: impl FnOnce() -> io::Result<FdStream>) -> Result<(), SessionError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(SessionError::Stream)?;
+    runtime.block_on(async {
+        let stream = stream().map_err(SessionError::Stream)?;
+        converse(stream, settings).await
+    })
+}
+
+async fn converse(stream: FdStream, settings: Settings) -> Result<(), SessionError> {
+    let logged_in = Arc::new(Notify::new());
+    let config = Arc::clone(&settings.config);
+    let handler = Handler::new(settings, stream.liveness(), Arc::clone(&logged_in));
+    let login = async {
+        let session = russh::server::run_stream(config, stream, handler).await?;
+        let mut session = Box::pin(session);
+        tokio::select! {
+            ended = &mut session => ended.map(|()| None),
+            () = logged_in.notified() => Ok(Some(session)),
+        }
+    };
+    let session = match tokio::time::timeout(LOGIN_GRACE, login).await {
+        Ok(session) => session,
+        Err(_elapsed) => return Err(SessionError::LoginTimeout),
+    };
+    let ended = match session {
+        Ok(Some(session)) => session.await,
+        Ok(None) => Ok(()),
+        Err(error) => Err(error),
+    };
+    match ended {
+        // A client that just goes away is the usual end.
+        Err(SessionError::Ssh(russh::Error::Disconnect | russh::Error::HUP)) => Ok(()),
+        Err(SessionError::Ssh(russh::Error::IO(error))) if is_departure(&error) => Ok(()),
+        other => other,
+    }
+}
+
+fn is_departure(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
+}

@@ -1,0 +1,149 @@
+//! Starts the processes of a session, as the login user.
+
+use std::collections::BTreeMap;
+use std::ffi::{CString, OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::process::Stdio;
+
+use tokio::process::{Child, Command};
+
+use super::terminal::Terminal;
+use crate::users::User;
+
+/// Permissions that new files do not get, as in sshd.
+const UMASK: libc::mode_t = 0o022;
+
+/// What a session runs.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) enum Program {
+    /// The user's shell, as a login shell.
+    Shell,
+    /// A command for the user's shell, byte for byte as the client sent it.
+    Command(Vec<u8>),
+    /// The SFTP server, which is this binary.
+    Sftp,
+}
+
+/// Starts `program` as `user`, on `terminal` or else on pipes.
+///
+/// # Errors
+/// When the program does not exist or the process cannot become the user.
+pub(super) fn spawn(
+    program: &Program,
+    user: &User,
+    environment: &BTreeMap<OsString, OsString>,
+    terminal: Option<&Terminal>,
+) -> io::Result<Child> {
+    let mut command = command_line(program, user);
+    command.env_clear().envs(environment);
+    match terminal {
+        Some(terminal) => {
+            let slave = || terminal.slave().try_clone().map(Stdio::from);
+            command.stdin(slave()?).stdout(slave()?).stderr(slave()?);
+        }
+        None => {
+            command
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped());
+        }
+    }
+    let entry = Entry::new(user, terminal.is_some());
+    // SAFETY: Entry::enter only makes system calls on memory that was allocated before the fork.
+    unsafe { command.pre_exec(move || entry.enter()) };
+    Command::from(command).spawn()
+}
+
+fn command_line(program: &Program, user: &User) -> std::process::Command {
+    let name = user.shell.file_name().unwrap_or(user.shell.as_os_str());
+    match program {
+        Program::Shell => {
+            let mut login = OsString::from("-");
+            login.push(name);
+            let mut command = std::process::Command::new(&user.shell);
+            command.arg0(login);
+            command
+        }
+        Program::Command(line) => {
+            let mut command = std::process::Command::new(&user.shell);
+            command.arg0(name).arg("-c").arg(OsStr::from_bytes(line));
+            command
+        }
+        Program::Sftp => {
+            let mut command = std::process::Command::new("/proc/self/exe");
+            command.arg0("msb-agent").arg("sftp-server");
+            command
+        }
+    }
+}
+
+/// What a new process does to itself between fork and exec.
+struct Entry {
+    /// Nothing to become when this is not root: only the own user may log in then.
+    identity: Option<Identity>,
+    home: CString,
+    terminal: bool,
+}
+
+struct Identity {
+    uid: libc::uid_t,
+    gid: libc::gid_t,
+    groups: Vec<libc::gid_t>,
+}
+
+impl Entry {
+    fn new(user: &User, terminal: bool) -> Self {
+        let identity = Identity {
+            uid: user.uid,
+            gid: user.gid,
+            groups: user.groups.clone(),
+        };
+        Self {
+            identity: rustix::process::geteuid().is_root().then_some(identity),
+            home: CString::new(user.home.as_os_str().as_bytes()).unwrap_or_default(),
+            terminal,
+        }
+    }
+
+    /// Runs in the child: nothing here allocates or locks.
+    fn enter(&self) -> io::Result<()> {
+        // SAFETY: a plain system call.
+        check(unsafe { libc::setsid() })?;
+        if self.terminal {
+            // SAFETY: descriptor 0 is the terminal.
+            check(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) })?;
+        }
+        // SAFETY: a plain system call, which cannot fail.
+        unsafe { libc::umask(UMASK) };
+        if let Some(identity) = &self.identity {
+            identity.assume()?;
+        }
+        // SAFETY: the path ends with NUL.
+        if unsafe { libc::chdir(self.home.as_ptr()) } != 0 {
+            // SAFETY: as above.
+            check(unsafe { libc::chdir(c"/".as_ptr()) })?;
+        }
+        Ok(())
+    }
+}
+
+impl Identity {
+    fn assume(&self) -> io::Result<()> {
+        // SAFETY: the pointer and length are those of one vector.
+        check(unsafe { libc::setgroups(self.groups.len(), self.groups.as_ptr()) })?;
+        // SAFETY: a plain system call.
+        check(unsafe { libc::setgid(self.gid) })?;
+        // SAFETY: a plain system call; it is last because it gives up the right to the others.
+        check(unsafe { libc::setuid(self.uid) })
+    }
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}

@@ -1,0 +1,206 @@
+//! Pseudo-terminals with the modes that the client asked for (RFC 4254, 8).
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+
+use russh::Pty;
+use rustix::fs::{Gid, Mode, Uid};
+use rustix::pty::OpenptFlags;
+use rustix::termios::{
+    ControlModes, InputModes, LocalModes, OptionalActions, OutputModes, SpecialCodeIndex, Termios, Winsize,
+};
+
+use crate::net::FdStream;
+use crate::users::{self, User};
+
+/// The group of terminals where `/etc/group` names none.
+const TTY_GROUP: u32 = 5;
+
+/// The value of a special character that is switched off, on the wire.
+const DISABLED: u32 = 255;
+
+/// A terminal for one session.
+#[derive(Debug)]
+pub(super) struct Terminal {
+    master: FdStream,
+    slave: OwnedFd,
+    device: OsString,
+    kind: String,
+}
+
+/// The size of a window in characters and in pixels.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Size {
+    pub(super) columns: u32,
+    pub(super) rows: u32,
+    pub(super) width: u32,
+    pub(super) height: u32,
+}
+
+impl Terminal {
+    /// Opens a terminal that belongs to `user`; `kind` is its `TERM`.
+    pub(super) fn open(user: &User, kind: &str, size: Size, modes: &[(Pty, u32)]) -> io::Result<Self> {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let master = rustix::pty::openpt(flags)?;
+        rustix::pty::unlockpt(&master)?;
+        let device = OsString::from_vec(rustix::pty::ptsname(&master, Vec::new())?.into_bytes());
+        let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
+        let mut settings = rustix::termios::tcgetattr(&slave)?;
+        apply(&mut settings, modes);
+        rustix::termios::tcsetattr(&slave, OptionalActions::Now, &settings)?;
+        resize(&master, size)?;
+        if rustix::process::geteuid().is_root() {
+            let group = users::group_id("tty").unwrap_or(TTY_GROUP);
+            rustix::fs::fchown(&slave, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(group)))?;
+            rustix::fs::fchmod(&slave, Mode::from_raw_mode(0o620))?;
+        }
+        Ok(Self {
+            master: FdStream::new(master)?,
+            slave,
+            device,
+            kind: kind.into(),
+        })
+    }
+
+    /// The end that the session reads and writes.
+    pub(super) fn master(&self) -> &FdStream {
+        &self.master
+    }
+
+    /// The end that becomes the process's standard input and output.
+    pub(super) fn slave(&self) -> &OwnedFd {
+        &self.slave
+    }
+
+    /// Type and device, as `TERM` and `SSH_TTY` name them.
+    pub(super) fn names(&self) -> (&str, &OsStr) {
+        (&self.kind, &self.device)
+    }
+}
+
+/// Tells a terminal its window's size.
+pub(super) fn resize(master: impl AsFd, size: Size) -> io::Result<()> {
+    let clamp = |value: u32| u16::try_from(value).unwrap_or(u16::MAX);
+    let size = Winsize {
+        ws_row: clamp(size.rows),
+        ws_col: clamp(size.columns),
+        ws_xpixel: clamp(size.width),
+        ws_ypixel: clamp(size.height),
+    };
+    Ok(rustix::termios::tcsetwinsize(master, size)?)
+}
+
+fn apply(settings: &mut Termios, modes: &[(Pty, u32)]) {
+    for &(mode, value) in modes {
+        if let Some(index) = special_code(mode) {
+            // _POSIX_VDISABLE is 0 on Linux.
+            settings.special_codes[index] = if value == DISABLED {
+                0
+            } else {
+                u8::try_from(value).unwrap_or(0)
+            };
+        } else if let Some(flag) = input_mode(mode) {
+            settings.input_modes.set(flag, value != 0);
+        } else if let Some(flag) = local_mode(mode) {
+            settings.local_modes.set(flag, value != 0);
+        } else if let Some(flag) = output_mode(mode) {
+            settings.output_modes.set(flag, value != 0);
+        } else {
+            apply_line(settings, mode, value);
+        }
+    }
+}
+
+/// Character size, parity and speed. A speed that the kernel does not know changes nothing.
+fn apply_line(settings: &mut Termios, mode: Pty, value: u32) {
+    let size = |settings: &mut Termios, size| {
+        settings.control_modes.remove(ControlModes::CSIZE);
+        settings.control_modes.insert(size);
+    };
+    match mode {
+        Pty::CS7 if value != 0 => size(settings, ControlModes::CS7),
+        Pty::CS8 if value != 0 => size(settings, ControlModes::CS8),
+        Pty::PARENB => settings.control_modes.set(ControlModes::PARENB, value != 0),
+        Pty::PARODD => settings.control_modes.set(ControlModes::PARODD, value != 0),
+        Pty::TTY_OP_ISPEED => {
+            let _ = settings.set_input_speed(value);
+        }
+        Pty::TTY_OP_OSPEED => {
+            let _ = settings.set_output_speed(value);
+        }
+        _ => {}
+    }
+}
+
+fn special_code(mode: Pty) -> Option<SpecialCodeIndex> {
+    Some(match mode {
+        Pty::VINTR => SpecialCodeIndex::VINTR,
+        Pty::VQUIT => SpecialCodeIndex::VQUIT,
+        Pty::VERASE => SpecialCodeIndex::VERASE,
+        Pty::VKILL => SpecialCodeIndex::VKILL,
+        Pty::VEOF => SpecialCodeIndex::VEOF,
+        Pty::VEOL => SpecialCodeIndex::VEOL,
+        Pty::VEOL2 => SpecialCodeIndex::VEOL2,
+        Pty::VSTART => SpecialCodeIndex::VSTART,
+        Pty::VSTOP => SpecialCodeIndex::VSTOP,
+        Pty::VSUSP => SpecialCodeIndex::VSUSP,
+        Pty::VREPRINT => SpecialCodeIndex::VREPRINT,
+        Pty::VWERASE => SpecialCodeIndex::VWERASE,
+        Pty::VLNEXT => SpecialCodeIndex::VLNEXT,
+        Pty::VSWTCH => SpecialCodeIndex::VSWTC,
+        Pty::VDISCARD => SpecialCodeIndex::VDISCARD,
+        _ => return None,
+    })
+}
+
+fn input_mode(mode: Pty) -> Option<InputModes> {
+    Some(match mode {
+        Pty::IGNPAR => InputModes::IGNPAR,
+        Pty::PARMRK => InputModes::PARMRK,
+        Pty::INPCK => InputModes::INPCK,
+        Pty::ISTRIP => InputModes::ISTRIP,
+        Pty::INLCR => InputModes::INLCR,
+        Pty::IGNCR => InputModes::IGNCR,
+        Pty::ICRNL => InputModes::ICRNL,
+        Pty::IUCLC => InputModes::IUCLC,
+        Pty::IXON => InputModes::IXON,
+        Pty::IXANY => InputModes::IXANY,
+        Pty::IXOFF => InputModes::IXOFF,
+        Pty::IMAXBEL => InputModes::IMAXBEL,
+        Pty::IUTF8 => InputModes::IUTF8,
+        _ => return None,
+    })
+}
+
+fn local_mode(mode: Pty) -> Option<LocalModes> {
+    Some(match mode {
+        Pty::ISIG => LocalModes::ISIG,
+        Pty::ICANON => LocalModes::ICANON,
+        Pty::XCASE => LocalModes::XCASE,
+        Pty::ECHO => LocalModes::ECHO,
+        Pty::ECHOE => LocalModes::ECHOE,
+        Pty::ECHOK => LocalModes::ECHOK,
+        Pty::ECHONL => LocalModes::ECHONL,
+        Pty::NOFLSH => LocalModes::NOFLSH,
+        Pty::TOSTOP => LocalModes::TOSTOP,
+        Pty::IEXTEN => LocalModes::IEXTEN,
+        Pty::ECHOCTL => LocalModes::ECHOCTL,
+        Pty::ECHOKE => LocalModes::ECHOKE,
+        Pty::PENDIN => LocalModes::PENDIN,
+        _ => return None,
+    })
+}
+
+fn output_mode(mode: Pty) -> Option<OutputModes> {
+    Some(match mode {
+        Pty::OPOST => OutputModes::OPOST,
+        Pty::OLCUC => OutputModes::OLCUC,
+        Pty::ONLCR => OutputModes::ONLCR,
+        Pty::OCRNL => OutputModes::OCRNL,
+        Pty::ONOCR => OutputModes::ONOCR,
+        Pty::ONLRET => OutputModes::ONLRET,
+        _ => return None,
+    })
+}
