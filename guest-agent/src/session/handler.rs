@@ -124,11 +124,12 @@ fn lock(channels: &Mutex<Channels>) -> MutexGuard<'_, Channels> {
 }
 
 fn answer(session: &mut Session, id: ChannelId, done: bool) -> Result<(), SessionError> {
-    Ok(if done {
-        session.channel_success(id)?
+    let answered = if done {
+        session.channel_success(id)
     } else {
-        session.channel_failure(id)?
-    })
+        session.channel_failure(id)
+    };
+    Ok(answered?)
 }
 
 impl russh::server::Handler for Handler {
