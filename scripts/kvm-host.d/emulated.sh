@@ -4,6 +4,7 @@
 # Its kernel is Debian's, as a package: kvm_amd, 9p, overlayfs and virtio are modules of it. Its initramfs holds those
 # modules and, as /init, the same binary that starts QEMU. All of it is cached under a hash of the sources.
 
+: "${root:?source common.sh first}" "${cache:?}"
 source_directory=$root/scripts/kvm-host.d
 modules=(virtio_pci virtio_console 9pnet_virtio 9p virtio_blk ext4 overlay kvm_amd tun)
 
@@ -63,10 +64,15 @@ unpack_kernel() {
   fi
   [[ -n $package ]] || die "apt knows no package linux-image-amd64, whose kernel the emulated host needs: \
 this must be Debian, and 'apt-get update' must have run"
-  (cd "${1%/*}" && apt-get -qq download "$package" >/dev/null) \
-    || { [[ $(id -u) == 0 ]] && apt-get -qq update && (cd "${1%/*}" && apt-get -qq download "$package" >/dev/null); } \
+  download "$package" "${1%/*}" 2>/dev/null \
+    || { [[ $(id -u) == 0 ]] && apt-get -qq update && download "$package" "${1%/*}"; } \
     || die "apt-get could not download $package (its reason is above)"
   dpkg -x "${1%/*}"/linux-image-*.deb "$1"
+}
+
+# download PACKAGE DIR
+download() {
+  (cd "$2" && apt-get -qq -o APT::Sandbox::User=root download "$1" >/dev/null)
 }
 
 # build_host_initramfs KERNEL RESULT WORK
@@ -82,6 +88,8 @@ build_host_initramfs() {
     cp "$file" "$3/modules/"
     basename "$file" >>"$3/modules/order"
   done
+  # Without their signatures: to verify them takes seconds on an emulated CPU.
+  strip --strip-debug "$3"/modules/*.ko
   cp "$2/kvm-host" "$3/init"
   (cd "$3" && find . | LC_ALL=C sort | cpio --quiet -o -H newc) >"$2/initramfs"
 }

@@ -1,5 +1,6 @@
 # shellcheck shell=bash
 # What this project needs from Debian or Ubuntu. Source after common.sh.
+: "${root:?source common.sh first}"
 
 # "FILE PACKAGE" a line, grouped by what needs them: a file is looked up in PATH, or taken as a path when it has a /.
 kernel_needs='
@@ -24,6 +25,7 @@ build_needs="gcc gcc
 emulation_needs='
 qemu-system-x86_64 qemu-system-x86
 modprobe kmod
+strip binutils
 mkfs.ext4 e2fsprogs
 cpio cpio'
 # shellcheck disable=SC2034
