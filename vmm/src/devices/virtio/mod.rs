@@ -4,4 +4,5 @@ pub mod device;
 pub mod interrupt;
 pub mod mmio;
 pub mod rng;
+pub mod vsock;
 pub mod wakeup;

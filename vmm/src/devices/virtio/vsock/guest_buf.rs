@@ -108,7 +108,10 @@ impl Segments {
             return Err(ChainError::NoHeader { len: total });
         }
         let (header, payload) = self.iov.split_at_mut(header_segments);
-        Ok((GuestBuf::new(header, HEADER_SIZE), GuestBuf::new(payload, total - HEADER_SIZE)))
+        Ok((
+            GuestBuf::new(header, HEADER_SIZE),
+            GuestBuf::new(payload, total - HEADER_SIZE),
+        ))
     }
 
     fn push(&mut self, slice: &VolatileSlice<'_>, offset: usize, len: usize) -> Result<(), ChainError> {
@@ -149,19 +152,13 @@ impl<'a> GuestBuf<'a> {
 
     /// Cuts the buffer to its first `len` bytes, if it is longer.
     pub(super) fn truncate(&mut self, len: usize) {
-        let mut left = len.min(self.len);
-        self.len = left;
-        let mut used = 0;
-        for segment in self.iov.iter_mut() {
-            if left == 0 {
-                break;
-            }
-            segment.iov_len = segment.iov_len.min(left);
-            left -= segment.iov_len;
-            used += 1;
+        let (segments, last_len) = self.end_of(len);
+        let (iov, _) = std::mem::take(&mut self.iov).split_at_mut(segments);
+        if let Some(last) = iov.last_mut() {
+            last.iov_len = last_len;
         }
-        let iov = std::mem::take(&mut self.iov);
-        self.iov = &mut iov[..used];
+        self.iov = iov;
+        self.len = self.len.min(len);
     }
 
     /// Copies the bytes from `offset` on to `to`; returns how many there were.
@@ -191,31 +188,48 @@ impl<'a> GuestBuf<'a> {
     /// # Errors
     /// What `sendmsg(2)` says, `WouldBlock` included.
     pub(super) fn send(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
-        let message = self.message();
+        let message = message(self.iov);
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
         // SAFETY: `message` points to segments that are mapped while `self` lives, and to nothing else; the kernel
         // only reads them.
-        let n = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) };
+        let n = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) };
         usize::try_from(n).map_err(|_| io::Error::last_os_error())
     }
 
-    /// Fills the buffer from a stream socket without blocking; returns how much came, 0 at its end.
+    /// Fills at most the first `limit` bytes of the buffer from a stream socket without blocking; returns how much
+    /// came, 0 at its end.
     ///
     /// # Errors
     /// What `recvmsg(2)` says, `WouldBlock` included.
-    pub(super) fn recv(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
-        let mut message = self.message();
+    pub(super) fn recv(&mut self, socket: BorrowedFd<'_>, limit: usize) -> io::Result<usize> {
+        let (segments, last_len) = self.end_of(limit);
+        let (iov, _) = self.iov.split_at_mut(segments);
+        let Some(last) = iov.last_mut() else {
+            return Err(io::ErrorKind::WouldBlock.into());
+        };
+        let whole_len = std::mem::replace(&mut last.iov_len, last_len);
+        let mut message = message(iov);
         // SAFETY: `message` points to segments of guest memory that are mapped while `self` lives, to which the
         // device may write at any time, and to nothing else.
         let n = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
-        usize::try_from(n).map_err(|_| io::Error::last_os_error())
+        let result = usize::try_from(n).map_err(|_| io::Error::last_os_error());
+        if let Some(last) = iov.last_mut() {
+            last.iov_len = whole_len;
+        }
+        result
     }
 
-    fn message(&mut self) -> libc::msghdr {
-        // SAFETY: all-zero bytes are a valid `msghdr`: null pointers with zero lengths.
-        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-        message.msg_iov = self.iov.as_mut_ptr();
-        message.msg_iovlen = self.iov.len();
-        message
+    /// How many segments the first `len` bytes take, and how much of the last of them.
+    fn end_of(&self, len: usize) -> (usize, usize) {
+        let mut left = len.min(self.len);
+        let mut last_len = 0;
+        let mut segments = 0;
+        while left > 0 {
+            last_len = self.iov[segments].iov_len.min(left);
+            left -= last_len;
+            segments += 1;
+        }
+        (segments, last_len)
     }
 
     /// The segments from `offset` on.
@@ -232,6 +246,14 @@ impl<'a> GuestBuf<'a> {
             })
         })
     }
+}
+
+fn message(iov: &mut [libc::iovec]) -> libc::msghdr {
+    // SAFETY: all-zero bytes are a valid `msghdr`: null pointers with zero lengths.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = iov.as_mut_ptr();
+    message.msg_iovlen = iov.len();
+    message
 }
 
 #[cfg(test)]
@@ -288,7 +310,13 @@ pub(super) mod tests {
     fn the_header_is_cut_off_wherever_the_descriptors_end() {
         let whole: &[(u64, u32)] = &[(0x1_0000, 144)];
         let exact = &[(0x1_0000, 44), (0x1_1000, 100)];
-        let crumbs = &[(0x1_0000, 1), (0x1_1000, 0), (0x1_2000, 42), (0x1_3000, 10), (0x1_4000, 91)];
+        let crumbs = &[
+            (0x1_0000, 1),
+            (0x1_1000, 0),
+            (0x1_2000, 42),
+            (0x1_3000, 10),
+            (0x1_4000, 91),
+        ];
         for parts in [whole, exact, crumbs] {
             assert_eq!(map_sizes(parts, 0, Access::Read), Ok((44, 100)));
         }
@@ -317,14 +345,23 @@ pub(super) mod tests {
 
     #[test]
     fn a_chain_that_is_no_packet_is_refused() {
-        assert_eq!(map_sizes(&[(0x1_0000, 43)], 0, Access::Read), Err(ChainError::NoHeader { len: 43 }));
+        assert_eq!(
+            map_sizes(&[(0x1_0000, 43)], 0, Access::Read),
+            Err(ChainError::NoHeader { len: 43 })
+        );
         assert_eq!(
             map_sizes(&[(0x3_fff0, 144)], 0, Access::Read),
-            Err(ChainError::OutsideMemory { addr: 0x3_fff0, len: 144 })
+            Err(ChainError::OutsideMemory {
+                addr: 0x3_fff0,
+                len: 144
+            })
         );
         assert_eq!(
             map_sizes(&[(u64::MAX - 10, 144)], 0, Access::Read),
-            Err(ChainError::OutsideMemory { addr: u64::MAX - 10, len: 144 })
+            Err(ChainError::OutsideMemory {
+                addr: u64::MAX - 10,
+                len: 144
+            })
         );
         assert_eq!(
             map_sizes(&[(0x1_0000, 144)], VRING_DESC_F_WRITE, Access::Read),
@@ -338,7 +375,10 @@ pub(super) mod tests {
 
     #[test]
     fn the_payload_area_is_bounded() {
-        assert_eq!(map_sizes(&[(0x1_0000, 0x2_0000)], 0, Access::Read), Ok((44, MAX_PAYLOAD)));
+        assert_eq!(
+            map_sizes(&[(0x1_0000, 0x2_0000)], 0, Access::Read),
+            Ok((44, MAX_PAYLOAD))
+        );
     }
 
     #[test]

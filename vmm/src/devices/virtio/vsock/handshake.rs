@@ -116,7 +116,14 @@ mod tests {
     fn a_line_gives_its_port() {
         assert_eq!(parse(b"CONNECT 22\n"), Some(22));
         assert_eq!(parse(b"connect 4294967295\r\n"), Some(u32::MAX));
-        for line in ["CONNECT\n", "CONNECT x\n", "CONNECT -1\n", "CONNECT +1\n", "CONNECT 4294967296\n", "\n"] {
+        for line in [
+            "CONNECT\n",
+            "CONNECT x\n",
+            "CONNECT -1\n",
+            "CONNECT +1\n",
+            "CONNECT 4294967296\n",
+            "\n",
+        ] {
             assert_eq!(parse(line.as_bytes()), None, "{line:?}");
         }
         assert_eq!(parse(b"CONNECT 1 2\n"), None);

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::config::HoldPolicy;
+use super::timers::after;
 
 /// The patience of one `CONNECT`.
 #[derive(Debug, Clone)]
@@ -18,7 +19,7 @@ impl Hold {
     pub(super) fn new(policy: &HoldPolicy, guest_ready: bool, now: Instant) -> Self {
         let patience = if guest_ready { policy.ready } else { policy.booting };
         Self {
-            deadline: now + patience,
+            deadline: after(now, patience),
             pause: policy.first_retry,
             max_pause: policy.max_retry,
             patience_when_ready: policy.ready,
@@ -32,14 +33,14 @@ impl Hold {
 
     /// When to ask the guest again after it refused now.
     pub(super) fn next_retry(&mut self, now: Instant) -> Instant {
-        let at = now + self.pause;
-        self.pause = (self.pause * 2).min(self.max_pause);
+        let at = after(now, self.pause);
+        self.pause = self.pause.saturating_mul(2).min(self.max_pause);
         at
     }
 
     /// The guest opened a connection to the host: what it serves, it serves from now on.
     pub(super) fn guest_is_ready(&mut self, now: Instant) {
-        self.deadline = self.deadline.min(now + self.patience_when_ready);
+        self.deadline = self.deadline.min(after(now, self.patience_when_ready));
     }
 }
 

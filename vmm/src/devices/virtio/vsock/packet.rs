@@ -33,10 +33,13 @@ impl<'a> TxPacket<'a> {
         let mut bytes = [0; HEADER_SIZE];
         header.copy_to(0, &mut bytes);
         let header = Header::decode(&bytes);
-        let payload = usize::try_from(header.len).ok().filter(|len| *len <= payload.len()).map(|len| {
-            payload.truncate(len);
-            payload
-        });
+        let payload = usize::try_from(header.len)
+            .ok()
+            .filter(|len| *len <= payload.len())
+            .map(|len| {
+                payload.truncate(len);
+                payload
+            });
         Ok(Self { header, payload })
     }
 }

@@ -105,7 +105,12 @@ mod tests {
     use super::*;
 
     fn reset(port: u32) -> Reset {
-        Reset { src_cid: 2, src_port: port, dst_port: 1, kind: 1 }
+        Reset {
+            src_cid: 2,
+            src_port: port,
+            dst_port: 1,
+            kind: 1,
+        }
     }
 
     #[test]

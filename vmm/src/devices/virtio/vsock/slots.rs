@@ -60,7 +60,11 @@ impl<T> Slots<T> {
 
     /// The indices of all values.
     pub(super) fn indices(&self) -> Vec<u16> {
-        (0..=u16::MAX).zip(&self.values).filter(|(_, value)| value.is_some()).map(|(index, _)| index).collect()
+        (0..=u16::MAX)
+            .zip(&self.values)
+            .filter(|(_, value)| value.is_some())
+            .map(|(index, _)| index)
+            .collect()
     }
 }
 

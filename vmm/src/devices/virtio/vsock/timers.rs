@@ -7,6 +7,14 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
+/// The longest wait: far beyond any use, and far from where clocks overflow.
+const MAX_WAIT: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// The deadline `wait` after `now`.
+pub(super) fn after(now: Instant, wait: Duration) -> Instant {
+    now + wait.min(MAX_WAIT)
+}
+
 /// What has a deadline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum TimerKey {
@@ -76,7 +84,9 @@ impl Timers {
             return Ok(());
         }
         // A zero time would disarm the timer.
-        let wait = next.map_or(Duration::ZERO, |at| at.saturating_duration_since(now).max(Duration::from_nanos(1)));
+        let wait = next.map_or(Duration::ZERO, |at| {
+            at.saturating_duration_since(now).max(Duration::from_nanos(1))
+        });
         let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
         let spec = Itimerspec {
             it_interval: zero,
@@ -113,7 +123,10 @@ mod tests {
 
     fn is_readable(timers: &Timers, wait_seconds: i64) -> bool {
         let mut fds = [PollFd::new(timers, PollFlags::IN)];
-        let timeout = PollTime { tv_sec: wait_seconds, tv_nsec: 0 };
+        let timeout = PollTime {
+            tv_sec: wait_seconds,
+            tv_nsec: 0,
+        };
         rustix::event::poll(&mut fds, Some(&timeout)).unwrap() == 1
     }
 

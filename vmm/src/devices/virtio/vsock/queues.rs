@@ -1,0 +1,200 @@
+//! The virtqueues of a running device: packets between guest memory and the muxer.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::guest_buf::Segments;
+use super::muxer::{Context, Muxer};
+use super::packet::{RxBuffer, TxPacket};
+use super::poller::{Interest, Poller, Token};
+use crate::devices::virtio::device::{ActivateError, Activation, ActiveQueue};
+use crate::devices::virtio::interrupt::Interrupt;
+use crate::memory::GuestMemory;
+
+/// The sizes of the receive, transmit and event queue.
+pub(super) const QUEUE_SIZES: [u16; 3] = [256; 3];
+
+/// Descriptor chains handled before other events get a turn.
+const BUDGET: usize = 1024;
+
+/// The queues from the driver's start of the device until its reset.
+#[derive(Debug)]
+pub(super) struct Queues {
+    memory: GuestMemory,
+    interrupt: Arc<Interrupt>,
+    rx: ActiveQueue,
+    tx: ActiveQueue,
+    /// Holds the driver's buffers for a transport reset event, which nothing sends yet.
+    event: ActiveQueue,
+}
+
+impl Queues {
+    /// Takes the queues that the driver made ready.
+    ///
+    /// # Errors
+    /// When one is missing.
+    pub(super) fn new(activation: Activation) -> Result<Self, ActivateError> {
+        let ready = activation.queues.len();
+        let [rx, tx, event] =
+            <[ActiveQueue; 3]>::try_from(activation.queues).map_err(|_| ActivateError::MissingQueues {
+                ready,
+                needed: QUEUE_SIZES.len(),
+            })?;
+        Ok(Self {
+            memory: activation.memory,
+            interrupt: activation.interrupt,
+            rx,
+            tx,
+            event,
+        })
+    }
+
+    /// Starts to watch the driver's notifications.
+    ///
+    /// # Errors
+    /// What the event loop says.
+    pub(super) fn register(&self, poller: &mut dyn Poller) -> io::Result<()> {
+        for (index, queue) in (0u16..).zip([&self.rx, &self.tx, &self.event]) {
+            poller.add(borrow(&queue.kick), Token::Kick(index), Interest::READABLE)?;
+        }
+        Ok(())
+    }
+
+    /// The notifications alone.
+    pub(super) fn into_kicks(self) -> [EventFd; 3] {
+        [self.rx.kick, self.tx.kick, self.event.kick]
+    }
+
+    /// Silences the notification of a queue.
+    pub(super) fn acknowledge(&self, queue: u16) {
+        if let Some(queue) = [&self.rx, &self.tx, &self.event].get(usize::from(queue)) {
+            let _ = queue.kick.read();
+        }
+    }
+
+    /// Moves packets in both directions until nothing more can move.
+    pub(super) fn pump(&mut self, muxer: &mut Muxer, cx: &mut Context<'_>) {
+        let mut segments = Segments::new();
+        let mut budget = BUDGET;
+        loop {
+            let before = budget;
+            self.drain_tx(muxer, cx, &mut segments, &mut budget);
+            self.fill_rx(muxer, cx, &mut segments, &mut budget);
+            if budget == 0 {
+                // Comes back here after the other events of this turn.
+                let _ = self.tx.kick.write(1);
+                return;
+            }
+            if budget == before {
+                return;
+            }
+        }
+    }
+
+    /// Takes packets from the guest as long as an answer to each has room.
+    fn drain_tx(&mut self, muxer: &mut Muxer, cx: &mut Context<'_>, segments: &mut Segments, budget: &mut usize) {
+        let before = *budget;
+        let queue = &mut self.tx.queue;
+        let mut recheck = Recheck::default();
+        loop {
+            let _ = queue.disable_notification(&self.memory);
+            let round = *budget;
+            while *budget > 0 && muxer.can_transmit() {
+                let Some(chain) = queue.pop_descriptor_chain(&self.memory) else {
+                    break;
+                };
+                let head = chain.head_index();
+                match TxPacket::parse(segments, &self.memory, chain) {
+                    Ok(packet) => muxer.transmit(packet, cx),
+                    Err(error) => tracing::debug!("dropped a vsock packet of the guest: {error}"),
+                }
+                *budget -= 1;
+                if queue.add_used(&self.memory, head, 0).is_err() {
+                    return;
+                }
+            }
+            // Otherwise the next turn, or room for answers, leads back here.
+            let is_drained = *budget > 0 && muxer.can_transmit();
+            if !is_drained || !recheck.again(queue, &self.memory, *budget < round) {
+                break;
+            }
+        }
+        if *budget < before {
+            notify(queue, &self.memory, &self.interrupt);
+        }
+    }
+
+    /// Gives packets to the guest as long as it has buffers for them.
+    fn fill_rx(&mut self, muxer: &mut Muxer, cx: &mut Context<'_>, segments: &mut Segments, budget: &mut usize) {
+        let before = *budget;
+        let queue = &mut self.rx.queue;
+        let mut recheck = Recheck::default();
+        loop {
+            let _ = queue.disable_notification(&self.memory);
+            let round = *budget;
+            while *budget > 0 && muxer.has_rx() {
+                let Some(chain) = queue.pop_descriptor_chain(&self.memory) else {
+                    break;
+                };
+                let head = chain.head_index();
+                let used = match RxBuffer::parse(segments, &self.memory, chain) {
+                    Ok(mut buffer) => match muxer.receive(&mut buffer.payload, cx) {
+                        Some(header) => buffer.commit(&header),
+                        None => {
+                            queue.go_to_previous_position();
+                            break;
+                        }
+                    },
+                    Err(error) => {
+                        tracing::debug!("passed over a vsock buffer of the guest: {error}");
+                        0
+                    }
+                };
+                *budget -= 1;
+                if queue.add_used(&self.memory, head, used).is_err() {
+                    return;
+                }
+            }
+            // Only a packet without a buffer makes new buffers interesting.
+            let lacks_buffers = *budget > 0 && muxer.has_rx();
+            if !lacks_buffers || !recheck.again(queue, &self.memory, *budget < round) {
+                break;
+            }
+        }
+        if *budget < before {
+            notify(queue, &self.memory, &self.interrupt);
+        }
+    }
+}
+
+/// Asks for the driver's notifications again, and whether something came before it knew of that.
+#[derive(Debug, Default)]
+struct Recheck {
+    in_vain: bool,
+}
+
+impl Recheck {
+    /// Whether to look at the queue once more. A queue that says it has something, twice, and gives nothing is broken:
+    /// its driver wrote nonsense into it.
+    fn again(&mut self, queue: &mut Queue, memory: &GuestMemory, progressed: bool) -> bool {
+        let is_broken = std::mem::replace(&mut self.in_vain, !progressed) && !progressed;
+        queue.enable_notification(memory).unwrap_or(false) && !is_broken
+    }
+}
+
+fn notify(queue: &mut Queue, memory: &GuestMemory, interrupt: &Interrupt) {
+    // When the driver's wish cannot be read, it hears once too often.
+    if queue.needs_notification(memory).unwrap_or(true) {
+        interrupt.signal_used_buffer();
+    }
+}
+
+/// `EventFd` has no `AsFd`.
+pub(super) fn borrow(event: &EventFd) -> BorrowedFd<'_> {
+    // SAFETY: the descriptor stays open as long as `event`, which the result borrows.
+    unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
+}
