@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::devices::virtio::vsock::VsockConfig;
+
 /// Everything that [`crate::Vm::build`] needs.
 #[derive(Clone, Debug)]
 pub struct VmConfig {
@@ -18,7 +20,7 @@ pub struct VmConfig {
     /// Where the guest's serial console goes.
     pub console: ConsoleLog,
     /// The vsock device, if the guest shall have one.
-    pub vsock: Option<()>,
+    pub vsock: Option<VsockConfig>,
     /// Disks, in the order of `/dev/vda`, `/dev/vdb`, ….
     pub disks: Vec<DiskConfig>,
 }

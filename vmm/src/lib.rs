@@ -15,6 +15,7 @@ mod vcpu;
 mod vm;
 
 pub use config::{ConsoleLog, DiskConfig, Initramfs, VmConfig};
+pub use devices::virtio::vsock::{HoldPolicy, VsockConfig, VsockLimits};
 pub use exit::{FailureReason, VmExit, VmFailure};
 pub use stats::ExitCounts;
 pub use vm::{BuildError, RunningVm, Vm, VmHandle};

@@ -11,6 +11,8 @@ use crate::devices::attach::{self, AttachedDevices};
 use crate::devices::bus::Bus;
 use crate::devices::console_log::ConsoleWriter;
 use crate::devices::legacy::LegacyPorts;
+use crate::devices::virtio::block::BlockError;
+use crate::devices::virtio::vsock::VsockError;
 use crate::event_loop::{EventLoop, EventLoopThread};
 use crate::exit::VmExit;
 use crate::kvm::{self, KvmError, KvmVm};
@@ -34,6 +36,12 @@ pub enum BuildError {
     /// Kernel, initramfs or command line cannot be loaded.
     #[error(transparent)]
     Load(#[from] boot::LoadError),
+    /// The vsock device cannot be made.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
+    /// A disk cannot be used.
+    #[error(transparent)]
+    Block(#[from] BlockError),
     /// A file of the configuration cannot be opened.
     #[error("cannot open {path}")]
     Open {

@@ -5,9 +5,11 @@ use std::sync::{Arc, Mutex};
 
 use event_manager::MutEventSubscriber;
 
+use super::virtio::block::Block;
 use super::virtio::device::VirtioDevice;
 use super::virtio::mmio::MmioTransport;
 use super::virtio::rng::Rng;
+use super::virtio::vsock::Vsock;
 use crate::arch::layout;
 use crate::config::VmConfig;
 use crate::event_loop::{EventLoop, Subscriber};
@@ -34,6 +36,12 @@ pub(crate) fn attach_all(config: &VmConfig, memory: &GuestMemory) -> Result<Atta
         loops: Vec::with_capacity(count),
     };
     attached.attach("rng", host("make the entropy device", Rng::new())?, memory)?;
+    if let Some(vsock) = &config.vsock {
+        attached.attach("vsock", Vsock::new(vsock.clone())?, memory)?;
+    }
+    for (index, disk) in config.disks.iter().enumerate() {
+        attached.attach(&format!("block{index}"), Block::open(disk)?, memory)?;
+    }
     Ok(attached)
 }
 

@@ -1,5 +1,6 @@
 //! Virtio devices and their MMIO transport (virtio 1.2).
 
+pub mod block;
 pub mod device;
 pub mod interrupt;
 pub mod mmio;

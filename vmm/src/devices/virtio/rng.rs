@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
+use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{DescriptorChain, Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
@@ -12,8 +13,6 @@ use super::interrupt::Interrupt;
 use super::wakeup::ActivationWakeup;
 use crate::memory::GuestMemory;
 
-/// The device ID of an entropy source.
-const VIRTIO_ID_RNG: u32 = 4;
 const QUEUE_SIZES: [u16; 1] = [64];
 /// Bytes given for one request at most: a driver asks again, and no request holds the device long.
 const MAX_REQUEST: usize = 4096;

@@ -1,0 +1,175 @@
+//! virtio-block: a raw image or block device as the guest's disk (virtio 1.2, section 5.2).
+//!
+//! It has an event loop of its own: a slow disk delays no other device.
+
+mod disk;
+mod request;
+mod scatter;
+
+use std::sync::Arc;
+
+use event_manager::{EventOps, Events, MutEventSubscriber};
+use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX};
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::QueueT;
+
+use super::device::{ActivateError, Activation, ActiveQueue, VirtioDevice};
+use super::interrupt::Interrupt;
+use super::wakeup::ActivationWakeup;
+use crate::config::DiskConfig;
+use crate::memory::GuestMemory;
+use disk::Disk;
+use request::Requests;
+
+pub use disk::BlockError;
+
+const QUEUE_SIZES: [u16; 1] = [256];
+/// Data segments of one request: what is left of a queue-sized chain after header and status.
+const MAX_SEGMENTS: u32 = 254;
+
+/// `capacity`, `size_max` and `seg_max` of `struct virtio_blk_config`.
+type ConfigSpace = [u8; 16];
+
+/// A disk of the guest.
+#[derive(Debug)]
+pub struct Block {
+    config: ConfigSpace,
+    wakeup: ActivationWakeup,
+    disk: Disk,
+    requests: Requests,
+    active: Option<Active>,
+}
+
+#[derive(Debug)]
+struct Active {
+    memory: GuestMemory,
+    interrupt: Arc<Interrupt>,
+    queue: ActiveQueue,
+}
+
+impl Block {
+    /// Opens and locks the image of `config`; the device is inactive.
+    ///
+    /// # Errors
+    /// When the image cannot be opened, has no whole number of sectors, or is in use.
+    pub fn open(config: &DiskConfig) -> Result<Self, BlockError> {
+        let disk = Disk::open(config)?;
+        let mut space = ConfigSpace::default();
+        space[..8].copy_from_slice(&disk.sectors().to_le_bytes());
+        space[12..].copy_from_slice(&MAX_SEGMENTS.to_le_bytes());
+        let wakeup = ActivationWakeup::new().map_err(|source| BlockError::Open {
+            path: config.path.clone(),
+            source,
+        })?;
+        Ok(Self {
+            config: space,
+            wakeup,
+            disk,
+            requests: Requests::default(),
+            active: None,
+        })
+    }
+}
+
+impl VirtioDevice for Block {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_BLOCK
+    }
+
+    fn max_queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn offered_features(&self) -> u64 {
+        let read_only = u64::from(self.disk.is_read_only()) << VIRTIO_BLK_F_RO;
+        read_only
+            | 1 << VIRTIO_BLK_F_SEG_MAX
+            | 1 << VIRTIO_BLK_F_FLUSH
+            | 1 << VIRTIO_RING_F_EVENT_IDX
+            | 1 << VIRTIO_RING_F_INDIRECT_DESC
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let space = usize::try_from(offset)
+            .ok()
+            .and_then(|offset| self.config.get(offset..))
+            .unwrap_or_default();
+        data.fill(0);
+        for (byte, value) in data.iter_mut().zip(space) {
+            *byte = *value;
+        }
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        let Activation {
+            memory,
+            interrupt,
+            mut queues,
+            ..
+        } = activation;
+        let queue = queues
+            .pop()
+            .ok_or(ActivateError::MissingQueues { ready: 0, needed: 1 })?;
+        self.active = Some(Active {
+            memory,
+            interrupt,
+            queue,
+        });
+        self.wakeup.wake();
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.active = None;
+        self.wakeup.wake();
+    }
+}
+
+impl MutEventSubscriber for Block {
+    fn init(&mut self, ops: &mut EventOps) {
+        self.wakeup.register(ops);
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        if self.wakeup.is_source_of(&events) {
+            self.wakeup
+                .update_kicks(ops, self.active.iter().map(|active| &active.queue.kick));
+        }
+        if let Some(active) = &mut self.active {
+            // An empty counter: the wake-up came first.
+            let _ = active.queue.kick.read();
+            active.serve(&self.disk, &mut self.requests);
+        }
+    }
+}
+
+impl Active {
+    fn serve(&mut self, disk: &Disk, requests: &mut Requests) {
+        let Self {
+            memory,
+            interrupt,
+            queue: ActiveQueue { queue, .. },
+        } = self;
+        loop {
+            // A ring that cannot be accessed ends in `pop_descriptor_chain`: the device stays silent until reset.
+            let _ = queue.disable_notification(memory);
+            while let Some(chain) = queue.pop_descriptor_chain(&*memory) {
+                let head = chain.head_index();
+                let written = requests.serve(disk, memory, chain);
+                if queue.add_used(memory, head, written).is_err() {
+                    return;
+                }
+            }
+            if !matches!(queue.enable_notification(memory), Ok(true)) {
+                break;
+            }
+        }
+        if queue.needs_notification(memory).unwrap_or(true) {
+            interrupt.signal_used_buffer();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
