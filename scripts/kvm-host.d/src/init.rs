@@ -6,6 +6,7 @@ use std::ffi::{CString, OsStr};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -163,6 +164,9 @@ fn prepare_root(job: &Job) -> Result<(), Failure> {
     let shared = job.shared.to_str().ok_or("the shared directory is no UTF-8 path")?;
     mount_at(SHARED_TAG, &below(shared), "9p", MountFlags::empty(), over_virtio)?;
 
+    for (link, target) in [("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")] {
+        symlink(format!("/proc/self/fd{target}"), format!("/dev/{link}")).map_err(failed("link /dev/fd"))?;
+    }
     // IFF_UP beside IFF_LOOPBACK; the kernel adds the addresses.
     fs::write("/sys/class/net/lo/flags", "0x9").map_err(failed("bring the loopback interface up"))?;
     rustix::system::sethostname(b"kvm-host").map_err(failed("set the host name"))?;
