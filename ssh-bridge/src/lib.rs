@@ -12,3 +12,4 @@ pub mod serve;
 pub mod vsock;
 
 mod atomic;
+pub mod client;
