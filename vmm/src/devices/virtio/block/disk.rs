@@ -112,7 +112,8 @@ impl Disk {
     /// The byte position of `sector`, if `len` bytes from there on are whole sectors of this disk.
     fn position(&self, sector: u64, len: usize) -> io::Result<u64> {
         let len = len as u64;
-        let fits = len.is_multiple_of(SECTOR) && sector.checked_add(len / SECTOR).is_some_and(|end| end <= self.sectors);
+        let fits =
+            len.is_multiple_of(SECTOR) && sector.checked_add(len / SECTOR).is_some_and(|end| end <= self.sectors);
         if fits {
             Ok(sector * SECTOR)
         } else {
