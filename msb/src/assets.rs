@@ -1,0 +1,100 @@
+//! The files that belong to msb itself: the guest kernel, the built-in image, and the program that runs a VMM.
+
+use std::env;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The guest kernel and the built-in image.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Assets {
+    /// An uncompressed ELF kernel.
+    pub kernel: PathBuf,
+    /// The shared initramfs: a newc archive.
+    pub initramfs: PathBuf,
+}
+
+/// Why a file of msb cannot be found.
+#[derive(Debug, thiserror::Error)]
+pub enum AssetsError {
+    /// The path of the running program is unknown.
+    #[error("cannot find out where msb itself is; set MSB_LIB to the directory with vmlinux and initramfs.cpio")]
+    OwnPath(#[source] io::Error),
+    /// A file is not where it belongs.
+    #[error("{} is missing; build it with `scripts/build`, or set MSB_LIB to the directory that has it", .0.display())]
+    Missing(PathBuf),
+    /// There is no msb to run a VMM with.
+    #[error("there is no program 'msb' on the PATH to run the VMM with; install it or set MSB_PROGRAM to its path")]
+    NoProgram,
+}
+
+impl Assets {
+    /// The directory that has them: `$MSB_LIB`, else `../lib/msb` as seen from the directory of msb's program.
+    ///
+    /// # Errors
+    /// When the running program's path is unknown.
+    pub fn directory() -> Result<PathBuf, AssetsError> {
+        if let Some(directory) = env::var_os("MSB_LIB").filter(|value| !value.is_empty()) {
+            return Ok(directory.into());
+        }
+        let program = own_program().map_err(AssetsError::OwnPath)?;
+        let bin = program.parent().unwrap_or(Path::new("/"));
+        Ok(bin.parent().unwrap_or(bin).join("lib/msb"))
+    }
+
+    /// Finds both files. `kernel` replaces the built-in one.
+    ///
+    /// # Errors
+    /// When one is missing.
+    pub fn find(kernel: Option<&Path>) -> Result<Self, AssetsError> {
+        let directory = Self::directory()?;
+        let kernel = kernel.map_or_else(|| directory.join("vmlinux"), Path::to_owned);
+        let initramfs = directory.join("initramfs.cpio");
+        for file in [&kernel, &initramfs] {
+            if !file.is_file() {
+                return Err(AssetsError::Missing(file.clone()));
+            }
+        }
+        Ok(Self { kernel, initramfs })
+    }
+}
+
+/// The program to execute as VMM: this very one if it is msb, however its file was replaced meanwhile; else, for other
+/// Rust programs, `$MSB_PROGRAM` or the msb on the PATH.
+///
+/// # Errors
+/// When there is none.
+pub fn vmm_program() -> Result<PathBuf, AssetsError> {
+    if let Some(program) = env::var_os("MSB_PROGRAM").filter(|value| !value.is_empty()) {
+        return Ok(program.into());
+    }
+    if env::current_exe().is_ok_and(|program| is_msb(&program)) {
+        return Ok("/proc/self/exe".into());
+    }
+    on_path().ok_or(AssetsError::NoProgram)
+}
+
+/// The file of the msb program.
+fn own_program() -> io::Result<PathBuf> {
+    if let Some(program) = env::var_os("MSB_PROGRAM").filter(|value| !value.is_empty()) {
+        return PathBuf::from(program).canonicalize();
+    }
+    let current = env::current_exe()?;
+    match on_path() {
+        Some(program) if !is_msb(&current) => program.canonicalize(),
+        _ => Ok(current),
+    }
+}
+
+/// Linux appends " (deleted)" to the path of a program whose file was replaced.
+fn is_msb(program: &Path) -> bool {
+    program
+        .file_name()
+        .is_some_and(|name| name == "msb" || name == "msb (deleted)")
+}
+
+fn on_path() -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path)
+        .map(|directory| directory.join("msb"))
+        .find(|program| program.is_file())
+}

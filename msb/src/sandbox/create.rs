@@ -1,0 +1,119 @@
+//! Making a sandbox.
+
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use msb_ssh::keys::{KeyError, KeyPair};
+
+use super::Sandbox;
+use super::config::Config;
+use super::spec::{SandboxSpec, SpecError};
+use crate::store::files::{self, FileError};
+use crate::store::lock::RunLock;
+use crate::store::names::SandboxId;
+use crate::store::{NewSandbox, Store, StoreError};
+
+/// Why a sandbox cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// It cannot be as asked.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The store does not take it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A key could not be made or read.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// A file of public keys could not be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A file of public keys is not there.
+    #[error("there is no file {} with public keys", .0.display())]
+    NoAuthorizedKeys(PathBuf),
+    /// The kernel gives no random bytes.
+    #[error("cannot get random bytes for an id")]
+    Random(#[source] getrandom::Error),
+}
+
+impl Sandbox {
+    /// Makes a sandbox that accepts msb's own key, those in `$MSB_HOME/authorized_keys` and those in the files
+    /// `authorized_keys`. Its host key is made here and pinned, so no connection to it trusts on first use.
+    ///
+    /// # Errors
+    /// When the specification is wrong, its name is taken or a file cannot be written; nothing is left behind then.
+    pub fn create(store: &Store, spec: SandboxSpec, authorized_keys: &[PathBuf]) -> Result<Self, CreateError> {
+        Self::insert(store, spec, authorized_keys, false).map(|(sandbox, _)| sandbox)
+    }
+
+    /// Makes a sandbox that is removed when nobody holds its lock any more. The lock is held from the start.
+    ///
+    /// # Errors
+    /// As [`Sandbox::create`].
+    pub fn create_transient(
+        store: &Store,
+        spec: SandboxSpec,
+        authorized_keys: &[PathBuf],
+    ) -> Result<(Self, RunLock), CreateError> {
+        let (sandbox, lock) = Self::insert(store, spec, authorized_keys, true)?;
+        Ok((
+            sandbox,
+            lock.expect("a transient sandbox is new, so nobody else can hold its lock"),
+        ))
+    }
+
+    fn insert(
+        store: &Store,
+        spec: SandboxSpec,
+        authorized_keys: &[PathBuf],
+        transient: bool,
+    ) -> Result<(Self, Option<RunLock>), CreateError> {
+        let spec = spec.validated()?;
+        let id = SandboxId::random().map_err(CreateError::Random)?;
+        let config = Config {
+            id,
+            created_at: Timestamp::now(),
+            spec,
+        };
+        let host_key = KeyPair::generate_ed25519(&format!("host key of {}.msb", config.label()))?;
+        let keys = accepted_keys(store, authorized_keys)?;
+        let new = NewSandbox {
+            config: &config,
+            host_key: &host_key,
+            authorized_keys: &keys,
+        };
+        let lock = store.insert(new, transient)?;
+        Ok((
+            Self {
+                store: store.clone(),
+                config,
+            },
+            lock,
+        ))
+    }
+}
+
+/// The keys a new sandbox accepts, as the text of an `authorized_keys` file.
+fn accepted_keys(store: &Store, files: &[PathBuf]) -> Result<Vec<u8>, CreateError> {
+    files::create_private_dirs(&store.layout().home)?;
+    let client_key = KeyPair::load_or_create(&store.layout().client_key(), "msb")?;
+    let mut keys = client_key.public_line().into_bytes();
+    append(
+        &mut keys,
+        files::read_optional(&store.layout().authorized_keys())?.unwrap_or_default(),
+    );
+    for file in files {
+        append(&mut keys, read_keys(file)?);
+    }
+    keys.push(b'\n');
+    Ok(keys)
+}
+
+fn read_keys(path: &Path) -> Result<Vec<u8>, CreateError> {
+    files::read_optional(path)?.ok_or_else(|| CreateError::NoAuthorizedKeys(path.to_owned()))
+}
+
+fn append(keys: &mut Vec<u8>, more: Vec<u8>) {
+    keys.push(b'\n');
+    keys.extend(more);
+}

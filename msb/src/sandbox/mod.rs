@@ -1,0 +1,126 @@
+//! A sandbox, from its creation to its removal.
+
+pub mod config;
+mod create;
+pub mod process;
+pub mod records;
+pub mod spec;
+pub mod ssh;
+pub mod start;
+pub mod state;
+pub mod stop;
+mod watch;
+
+pub use create::CreateError;
+
+use config::Config;
+use state::State;
+
+use crate::store::files;
+use crate::store::layout::SandboxDir;
+use crate::store::names::SandboxId;
+use crate::store::{Store, StoreError};
+
+/// One sandbox of a store. Holds no resource: the sandbox lives on when this is dropped.
+#[derive(Clone, Debug)]
+pub struct Sandbox {
+    store: Store,
+    config: Config,
+}
+
+impl Sandbox {
+    /// Finds a sandbox by name, id, or the beginning of its id.
+    ///
+    /// # Errors
+    /// When there is none, or more than one.
+    pub fn find(store: &Store, reference: &str) -> Result<Self, StoreError> {
+        Self::open(store, &store.resolve(reference)?)
+    }
+
+    /// Opens the sandbox with this id.
+    ///
+    /// # Errors
+    /// When there is none or its configuration cannot be read.
+    pub fn open(store: &Store, id: &SandboxId) -> Result<Self, StoreError> {
+        let config = files::read_json(&store.layout().sandbox(id).config())?;
+        let config = config.ok_or_else(|| StoreError::Unknown(id.to_string()))?;
+        Ok(Self {
+            store: store.clone(),
+            config,
+        })
+    }
+
+    /// All sandboxes, oldest first. One that is removed meanwhile is left out.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn all(store: &Store) -> Result<Vec<Self>, StoreError> {
+        let mut all = Vec::new();
+        for id in store.ids()? {
+            match Self::open(store, &id) {
+                Err(StoreError::Unknown(_)) => {}
+                sandbox => all.push(sandbox?),
+            }
+        }
+        all.sort_by(|a, b| (a.config.created_at, a.id()).cmp(&(b.config.created_at, b.id())));
+        Ok(all)
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &SandboxId {
+        &self.config.id
+    }
+
+    /// Its name, else its id.
+    pub fn label(&self) -> &str {
+        self.config.label()
+    }
+
+    /// What was asked for.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The store it is in.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Its files.
+    pub fn dir(&self) -> SandboxDir {
+        self.store.layout().sandbox(self.id())
+    }
+
+    /// What it is doing.
+    ///
+    /// # Errors
+    /// When it was removed or a record cannot be read.
+    pub fn state(&self) -> Result<State, StoreError> {
+        state::read(&self.store, self.id())
+    }
+
+    /// Blocks until no VMM process runs it, and says how it ended.
+    ///
+    /// # Errors
+    /// When it was removed or a record cannot be read.
+    pub fn wait(&self) -> Result<State, StoreError> {
+        let lock = self.dir().lock();
+        match crate::store::lock::wait_released(&lock) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Err(StoreError::Unknown(self.label().to_owned()))
+            }
+            result => {
+                result.map_err(files::FileError::io("wait for the lock", &lock))?;
+                self.state()
+            }
+        }
+    }
+
+    /// Removes it with all it holds.
+    ///
+    /// # Errors
+    /// When it runs or a file cannot be removed.
+    pub fn remove(&self) -> Result<(), StoreError> {
+        self.store.remove(self.id())
+    }
+}

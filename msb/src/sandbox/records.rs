@@ -1,0 +1,70 @@
+//! What the VMM process writes down about a run.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::timings::Timings;
+
+/// The content of `run.json`: which run is, or was, the latest.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct RunRecord {
+    /// Tells this run's records from those of other runs.
+    pub run_id: String,
+    /// The VMM process.
+    pub process: ProcessIdentity,
+    /// When it started.
+    pub started_at: Timestamp,
+    /// The socket that leads to the guest's vsock ports.
+    pub socket: std::path::PathBuf,
+}
+
+/// A process, also after its pid was given to another one.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct ProcessIdentity {
+    /// Process id.
+    pub pid: i32,
+    /// When the kernel started it, in clock ticks since boot (proc(5), `/proc/PID/stat` field 22).
+    pub start_ticks: u64,
+    /// Which boot of the host: `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: String,
+}
+
+/// The content of `ready.json`: the agent serves SSH.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct ReadyRecord {
+    /// The run this is about.
+    pub run_id: String,
+    /// When.
+    pub ready_at: Timestamp,
+    /// Version of the agent.
+    pub agent: String,
+    /// How long it took to get there.
+    pub timings: Timings,
+}
+
+/// The content of `exit.json`: how a run ended.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct ExitRecord {
+    /// The run this is about.
+    pub run_id: String,
+    /// When it ended.
+    pub ended_at: Timestamp,
+    /// The kind of end.
+    pub reason: ExitReason,
+    /// One line for people.
+    pub message: String,
+}
+
+/// The kinds of end.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExitReason {
+    /// The guest shut down in order.
+    Shutdown,
+    /// Somebody ended the VMM.
+    Killed,
+    /// The guest reset without shutting down: a kernel panic, for one.
+    GuestReset,
+    /// The VMM could not go on, or could not start.
+    VmmError,
+}

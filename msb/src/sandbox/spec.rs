@@ -1,0 +1,293 @@
+//! What a sandbox is asked to be.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::store::names::Name;
+
+/// The least memory a guest starts with: the kernel, the unpacked image and one session.
+pub const MIN_MEMORY_MIB: u32 = 64;
+
+/// The most virtual CPUs a guest may have.
+pub const MAX_CPUS: u8 = 32;
+
+/// What a sandbox is asked to be. Made with [`SandboxSpec::default`] and changed field by field.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct SandboxSpec {
+    /// What to call it, and its host name; without one its id is used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<Name>,
+    /// Virtual CPUs.
+    pub cpus: u8,
+    /// Memory of the guest.
+    pub memory: Memory,
+    /// Another guest kernel than the built-in one: an uncompressed ELF `vmlinux`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<PathBuf>,
+    /// What to add to the kernel's command line.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub cmdline: String,
+    /// Disks, in the order of the guest's `/dev/vda`, `/dev/vdb` and so on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<Disk>,
+    /// Environment of every session.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+}
+
+impl Default for SandboxSpec {
+    fn default() -> Self {
+        Self {
+            name: None,
+            cpus: 1,
+            memory: Memory { mib: 256 },
+            kernel: None,
+            cmdline: String::new(),
+            disks: Vec::new(),
+            env: BTreeMap::new(),
+        }
+    }
+}
+
+/// Why a sandbox cannot be as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    /// Too few or too many CPUs.
+    #[error("a sandbox has 1 to {MAX_CPUS} CPUs, not {0}")]
+    Cpus(u8),
+    /// Too little memory to boot.
+    #[error("{0} of memory is too little to boot a guest; give at least {MIN_MEMORY_MIB}M")]
+    MemoryTooSmall(Memory),
+    /// More memory than there is.
+    #[error("{asked} of memory is more than the {host} this host has; give less")]
+    MemoryTooLarge {
+        /// What was asked for.
+        asked: Memory,
+        /// What the host has.
+        host: Memory,
+    },
+    /// A file to be used is not there.
+    #[error("cannot use the {what} {}", path.display())]
+    File {
+        /// What it would be.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The configuration is JSON, which is UTF-8.
+    #[error("the path {} is not UTF-8", .0.display())]
+    NotUtf8(PathBuf),
+    /// The kernel's command line is one line of text.
+    #[error("the kernel command line {0:?} has a control character")]
+    Cmdline(String),
+}
+
+impl SandboxSpec {
+    /// Checks what can be checked before anything is made, and makes the paths absolute.
+    ///
+    /// # Errors
+    /// With the first thing that is wrong.
+    pub fn validated(mut self) -> Result<Self, SpecError> {
+        if self.cpus == 0 || self.cpus > MAX_CPUS {
+            return Err(SpecError::Cpus(self.cpus));
+        }
+        if self.memory.mib < MIN_MEMORY_MIB {
+            return Err(SpecError::MemoryTooSmall(self.memory));
+        }
+        let host = Memory::of_host();
+        if self.memory > host {
+            return Err(SpecError::MemoryTooLarge {
+                asked: self.memory,
+                host,
+            });
+        }
+        if self.cmdline.contains(|c: char| c.is_control()) {
+            return Err(SpecError::Cmdline(self.cmdline));
+        }
+        if let Some(kernel) = &mut self.kernel {
+            canonicalize("kernel", kernel)?;
+        }
+        for disk in &mut self.disks {
+            canonicalize("disk", &mut disk.path)?;
+        }
+        Ok(self)
+    }
+}
+
+fn canonicalize(what: &'static str, path: &mut PathBuf) -> Result<(), SpecError> {
+    let error = |source| SpecError::File {
+        what,
+        path: path.clone(),
+        source,
+    };
+    let absolute = path.canonicalize().map_err(error)?;
+    if absolute.to_str().is_none() {
+        return Err(SpecError::NotUtf8(absolute));
+    }
+    *path = absolute;
+    Ok(())
+}
+
+/// An amount of memory. Written `512M` or `2G`; a bare number is mebibytes.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(transparent)]
+pub struct Memory {
+    /// In mebibytes.
+    pub mib: u32,
+}
+
+/// The text is no amount of memory.
+#[derive(Debug, Eq, PartialEq, thiserror::Error)]
+#[error("'{0}' is no amount of memory; write 512M or 2G")]
+pub struct MemoryError(String);
+
+impl Memory {
+    fn of_host() -> Self {
+        let info = rustix::system::sysinfo();
+        let mib = info.totalram.saturating_mul(u64::from(info.mem_unit)) >> 20;
+        Self {
+            mib: u32::try_from(mib).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+impl FromStr for Memory {
+    type Err = MemoryError;
+
+    fn from_str(text: &str) -> Result<Self, MemoryError> {
+        let error = || MemoryError(text.into());
+        let lower = text.to_ascii_lowercase();
+        let number = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let factor = match &lower[number.len()..] {
+            "" | "m" | "mb" | "mib" => 1,
+            "g" | "gb" | "gib" => 1024,
+            _ => return Err(error()),
+        };
+        // `parse` alone would take a sign.
+        if !number.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(error());
+        }
+        let mib = number.parse::<u32>().ok().and_then(|number| number.checked_mul(factor));
+        Ok(Self {
+            mib: mib.ok_or_else(error)?,
+        })
+    }
+}
+
+impl fmt::Display for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.mib {
+            mib if mib != 0 && mib % 1024 == 0 => write!(f, "{}G", mib / 1024),
+            mib => write!(f, "{mib}M"),
+        }
+    }
+}
+
+/// A disk image of the host that the guest sees as a block device. Written `FILE` or `FILE:ro`.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disk {
+    /// The image: a raw file or a block device.
+    pub path: PathBuf,
+    /// The guest cannot write to it.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+impl FromStr for Disk {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (path, read_only) = match text.strip_suffix(":ro") {
+            Some(path) => (path, true),
+            None => (text, false),
+        };
+        Ok(Self {
+            path: path.into(),
+            read_only,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_read_with_its_unit_and_nothing_else() {
+        for (text, mib) in [("512M", 512), ("512", 512), ("1g", 1024), ("2GiB", 2048), ("64mb", 64)] {
+            assert_eq!(text.parse::<Memory>().unwrap().mib, mib, "{text}");
+        }
+        for bad in [
+            "",
+            "M",
+            "-1G",
+            "+1G",
+            "1.5G",
+            "1T",
+            "1 G",
+            "4194304G",
+            "99999999999",
+            "1Gx",
+            "é",
+        ] {
+            assert_eq!(bad.parse::<Memory>(), Err(MemoryError(bad.into())), "{bad}");
+        }
+        assert_eq!(Memory { mib: 2048 }.to_string(), "2G");
+        assert_eq!(Memory { mib: 1025 }.to_string(), "1025M");
+    }
+
+    #[test]
+    fn what_no_host_can_do_is_refused_before_anything_is_made() {
+        let spec = SandboxSpec::default;
+        assert!(spec().validated().is_ok());
+        let with_memory = |mib| {
+            SandboxSpec {
+                memory: Memory { mib },
+                ..spec()
+            }
+            .validated()
+        };
+        assert!(matches!(with_memory(63), Err(SpecError::MemoryTooSmall(_))));
+        assert!(matches!(with_memory(u32::MAX), Err(SpecError::MemoryTooLarge { .. })));
+        for cpus in [0, MAX_CPUS + 1] {
+            assert!(matches!(
+                SandboxSpec { cpus, ..spec() }.validated(),
+                Err(SpecError::Cpus(_))
+            ));
+        }
+        let disks = vec!["/nonexistent/disk:ro".parse().unwrap()];
+        let error = SandboxSpec { disks, ..spec() }.validated().unwrap_err();
+        assert_eq!(error.to_string(), "cannot use the disk /nonexistent/disk");
+        let cmdline = "quiet\ninit=/bin/sh".to_owned();
+        assert!(matches!(
+            SandboxSpec { cmdline, ..spec() }.validated(),
+            Err(SpecError::Cmdline(_))
+        ));
+    }
+
+    #[test]
+    fn a_disk_is_writable_unless_it_says_ro() {
+        assert_eq!(
+            "/a:ro".parse(),
+            Ok(Disk {
+                path: "/a".into(),
+                read_only: true
+            })
+        );
+        assert_eq!(
+            "/a:b".parse(),
+            Ok(Disk {
+                path: "/a:b".into(),
+                read_only: false
+            })
+        );
+    }
+}

@@ -1,0 +1,253 @@
+//! The state of a sandbox: derived from its lock and its records, never stored.
+
+use super::records::{ExitReason, ExitRecord, ReadyRecord, RunRecord};
+use crate::store::files::{self, FileError};
+use crate::store::names::SandboxId;
+use crate::store::{Store, StoreError};
+
+/// How often the records are read again while the lock changes hands.
+const ATTEMPTS: usize = 8;
+
+/// What a sandbox is doing.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum State {
+    /// It was never started.
+    Created,
+    /// Its VMM process lives, its agent has not said yet that it serves SSH.
+    Starting {
+        /// The run, once its VMM process has said so.
+        run: Option<RunRecord>,
+    },
+    /// It serves SSH.
+    Running {
+        /// The run.
+        run: RunRecord,
+        /// When it was ready.
+        ready: ReadyRecord,
+    },
+    /// Its guest has ended, its VMM process is about to.
+    Stopping {
+        /// The run.
+        run: RunRecord,
+    },
+    /// It ended because it was told to.
+    Stopped(ExitRecord),
+    /// It ended by itself, or its VMM process vanished.
+    Crashed {
+        /// One line for people.
+        message: String,
+        /// What its VMM process wrote down, if it could.
+        exit: Option<ExitRecord>,
+    },
+}
+
+impl State {
+    /// The stable word for the state.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Starting { .. } => "starting",
+            Self::Running { .. } => "running",
+            Self::Stopping { .. } => "stopping",
+            Self::Stopped(_) => "stopped",
+            Self::Crashed { .. } => "crashed",
+        }
+    }
+
+    /// The run of a VMM process that lives.
+    pub fn run(&self) -> Option<&RunRecord> {
+        match self {
+            Self::Running { run, .. } | Self::Stopping { run } => Some(run),
+            Self::Starting { run } => run.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// Whether a VMM process lives.
+    pub fn is_alive(&self) -> bool {
+        matches!(
+            self,
+            Self::Starting { .. } | Self::Running { .. } | Self::Stopping { .. }
+        )
+    }
+
+    /// The record of its end, if there is one.
+    pub fn exit(&self) -> Option<&ExitRecord> {
+        match self {
+            Self::Stopped(exit) => Some(exit),
+            Self::Crashed { exit, .. } => exit.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// How it ended, in words, if it did.
+    pub fn message(&self) -> Option<&str> {
+        match self {
+            Self::Stopped(exit) => Some(&exit.message),
+            Self::Crashed { message, .. } => Some(message),
+            _ => None,
+        }
+    }
+}
+
+/// The records of a sandbox as they lie on the disk: each may be of an older run than another.
+#[derive(Clone, Debug, Default)]
+struct Records {
+    run: Option<RunRecord>,
+    ready: Option<ReadyRecord>,
+    exit: Option<ExitRecord>,
+}
+
+/// Reads the state of a sandbox.
+///
+/// # Errors
+/// When it does not exist or a record cannot be read.
+pub fn read(store: &Store, id: &SandboxId) -> Result<State, StoreError> {
+    let mut held = store.is_running(id)?;
+    let mut records = read_records(store, id)?;
+    // Lock and records cannot be read at once: read until neither changed in between.
+    for _ in 0..ATTEMPTS {
+        let held_after = store.is_running(id)?;
+        let after = read_records(store, id)?;
+        let unchanged = held == held_after && run_id(&records) == run_id(&after);
+        (held, records) = (held_after, after);
+        if unchanged {
+            break;
+        }
+    }
+    Ok(derive(held, records))
+}
+
+fn run_id(records: &Records) -> Option<&str> {
+    records.run.as_ref().map(|run| run.run_id.as_str())
+}
+
+fn read_records(store: &Store, id: &SandboxId) -> Result<Records, FileError> {
+    let dir = store.layout().sandbox(id);
+    Ok(Records {
+        run: files::read_json(&dir.run())?,
+        ready: files::read_json(&dir.ready())?,
+        exit: files::read_json(&dir.exit())?,
+    })
+}
+
+fn derive(held: bool, records: Records) -> State {
+    let Some(run) = records.run else {
+        return if held {
+            State::Starting { run: None }
+        } else {
+            State::Created
+        };
+    };
+    let ready = records.ready.filter(|ready| ready.run_id == run.run_id);
+    let exit = records.exit.filter(|exit| exit.run_id == run.run_id);
+    match (held, exit, ready) {
+        (true, Some(_), _) => State::Stopping { run },
+        (true, None, Some(ready)) => State::Running { run, ready },
+        (true, None, None) => State::Starting { run: Some(run) },
+        (false, Some(exit), _) => ended(exit),
+        (false, None, _) => State::Crashed {
+            message: format!("the VMM process {} died without a word", run.process.pid),
+            exit: None,
+        },
+    }
+}
+
+fn ended(exit: ExitRecord) -> State {
+    match exit.reason {
+        ExitReason::Shutdown | ExitReason::Killed => State::Stopped(exit),
+        ExitReason::GuestReset | ExitReason::VmmError => State::Crashed {
+            message: exit.message.clone(),
+            exit: Some(exit),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::records::ProcessIdentity;
+    use crate::timings::Timings;
+    use jiff::Timestamp;
+
+    fn run(run_id: &str) -> Option<RunRecord> {
+        let process = ProcessIdentity {
+            pid: 7,
+            start_ticks: 1,
+            boot_id: "b".into(),
+        };
+        let (started_at, socket) = (Timestamp::UNIX_EPOCH, "/s".into());
+        Some(RunRecord {
+            run_id: run_id.into(),
+            process,
+            started_at,
+            socket,
+        })
+    }
+
+    fn ready(run_id: &str) -> Option<ReadyRecord> {
+        let (ready_at, agent, timings) = (Timestamp::UNIX_EPOCH, String::new(), Timings::default());
+        Some(ReadyRecord {
+            run_id: run_id.into(),
+            ready_at,
+            agent,
+            timings,
+        })
+    }
+
+    fn exit(run_id: &str, reason: ExitReason) -> Option<ExitRecord> {
+        let (ended_at, message) = (Timestamp::UNIX_EPOCH, "why".into());
+        Some(ExitRecord {
+            run_id: run_id.into(),
+            ended_at,
+            reason,
+            message,
+        })
+    }
+
+    #[test]
+    fn each_combination_of_lock_and_records_is_one_state() {
+        use ExitReason::{GuestReset, Killed, Shutdown, VmmError};
+        let old_exit = || exit("old", Shutdown);
+        let cases = [
+            (false, None, None, None, "created"),
+            (true, None, None, None, "starting"),
+            (true, run("a"), None, None, "starting"),
+            (true, run("a"), ready("old"), old_exit(), "starting"),
+            (true, run("a"), ready("a"), old_exit(), "running"),
+            (true, run("a"), ready("a"), exit("a", Shutdown), "stopping"),
+            (true, run("a"), None, exit("a", VmmError), "stopping"),
+            (false, run("a"), ready("a"), exit("a", Shutdown), "stopped"),
+            (false, run("a"), ready("a"), exit("a", Killed), "stopped"),
+            (false, run("a"), ready("a"), exit("a", GuestReset), "crashed"),
+            (false, run("a"), None, exit("a", VmmError), "crashed"),
+            (false, run("a"), ready("a"), old_exit(), "crashed"),
+            (false, run("a"), ready("a"), None, "crashed"),
+            (false, run("a"), None, None, "crashed"),
+        ];
+        for (held, run, ready, exit, word) in cases {
+            let records = Records { run, ready, exit };
+            let state = derive(held, records.clone());
+            assert_eq!(state.word(), word, "held: {held}, {records:?}");
+            assert_eq!(state.is_alive(), held);
+        }
+    }
+
+    #[test]
+    fn a_crash_says_why_as_far_as_anybody_knows() {
+        let records = Records {
+            run: run("a"),
+            exit: exit("a", ExitReason::GuestReset),
+            ready: None,
+        };
+        assert_eq!(derive(false, records).message(), Some("why"));
+        let records = Records {
+            run: run("a"),
+            ..Records::default()
+        };
+        assert_eq!(
+            derive(false, records).message(),
+            Some("the VMM process 7 died without a word")
+        );
+    }
+}

@@ -1,0 +1,92 @@
+//! What dead processes left behind, and its removal.
+
+use std::path::Path;
+
+use super::files;
+use super::names::{Name, SandboxId};
+use super::{Store, StoreError, StoreLock, list};
+use crate::sandbox::config::Config;
+
+/// Something nobody owns any more.
+enum Leftover {
+    /// A directory of a sandbox that never was, or is no more.
+    Directory { id: SandboxId, name: String },
+    /// A transient sandbox that nobody holds.
+    Transient(SandboxId),
+    /// Sockets of a sandbox that does not run.
+    Sockets(SandboxId),
+}
+
+impl Store {
+    /// Removes what dead processes left behind. Cheap when there is nothing.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn sweep(&self) -> Result<(), StoreError> {
+        // What is seen here may belong to a change under way; it is looked at again under the lock.
+        if self.leftovers()?.is_empty() {
+            return Ok(());
+        }
+        self.sweep_locked(&self.lock()?)
+    }
+
+    pub(super) fn sweep_locked(&self, guard: &StoreLock) -> Result<(), StoreError> {
+        for leftover in self.leftovers()? {
+            match leftover {
+                Leftover::Directory { id, name } => self.purge(guard, &id, &self.layout.sandboxes().join(name))?,
+                Leftover::Transient(id) if self.exists(&id) => self.remove_locked(guard, &id)?,
+                Leftover::Transient(id) => self.keep(&id)?,
+                Leftover::Sockets(id) => files::remove_dir_optional(&self.layout.sockets(&id))?,
+            }
+        }
+        Ok(())
+    }
+
+    fn leftovers(&self) -> Result<Vec<Leftover>, StoreError> {
+        let mut found = Vec::new();
+        for name in list(&self.layout.sandboxes())? {
+            let id = name.strip_prefix(".new-").or_else(|| name.strip_prefix(".del-"));
+            if let Some(Ok(id)) = id.map(str::parse) {
+                found.push(Leftover::Directory { id, name });
+            }
+        }
+        let ids = |names: Vec<String>| names.into_iter().filter_map(|name| name.parse::<SandboxId>().ok());
+        let transients = ids(list(&self.layout.transients())?);
+        found.extend(transients.filter(|id| !self.is_held(id)).map(Leftover::Transient));
+        // Another store may share the runtime directory: what is unknown here is not ours to remove.
+        let sockets = ids(list(&self.layout.runtime)?);
+        found.extend(
+            sockets
+                .filter(|id| self.exists(id) && !self.is_held(id))
+                .map(Leftover::Sockets),
+        );
+        Ok(found)
+    }
+
+    fn is_held(&self, id: &SandboxId) -> bool {
+        // A lock that cannot be examined keeps its sandbox; one that is absent has none.
+        self.is_running(id)
+            .unwrap_or_else(|error| !matches!(error, StoreError::Unknown(_)))
+    }
+
+    /// Removes all traces of a sandbox whose directory is `dir`, the directory last: until then it can be repeated.
+    pub(super) fn purge(&self, _guard: &StoreLock, id: &SandboxId, dir: &Path) -> Result<(), StoreError> {
+        let config: Option<Config> = files::read_json(&dir.join("config.json")).unwrap_or_default();
+        if let Some(name) = config.and_then(|config| config.spec.name) {
+            self.remove_name(&name, id)?;
+        }
+        msb_ssh::known_hosts::remove(&self.layout.known_hosts(), &[&format!("{id}.msb")])?;
+        files::remove_dir_optional(&self.layout.sockets(id))?;
+        self.keep(id)?;
+        Ok(files::remove_dir_optional(dir)?)
+    }
+
+    /// Removes a name unless it is another sandbox's.
+    fn remove_name(&self, name: &Name, id: &SandboxId) -> Result<(), StoreError> {
+        let link = self.layout.name(name);
+        match std::fs::read_link(&link) {
+            Ok(target) if target.ends_with(id.as_str()) => Ok(files::remove_optional(&link)?),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! What a starter tells its VMM process: one JSON argument, and two descriptors.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::store::layout::Layout;
+use crate::store::names::SandboxId;
+
+/// The first argument of a msb that is to be a VMM process.
+pub const VERB: &str = "__vmm";
+
+/// The second argument, as JSON.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct VmmArgs {
+    /// `$MSB_HOME`.
+    pub home: PathBuf,
+    /// `$MSB_RUNTIME_DIR`.
+    pub runtime: PathBuf,
+    /// The sandbox.
+    pub id: SandboxId,
+    /// Guest kernel.
+    pub kernel: PathBuf,
+    /// Shared image.
+    pub initramfs: PathBuf,
+    /// What becomes of the sandbox when the starter ends.
+    pub lifetime: Lifetime,
+    /// The descriptor that holds the sandbox's lock.
+    pub lock_fd: RawFd,
+    /// The descriptor of the socket to the starter.
+    pub status_fd: RawFd,
+}
+
+/// What becomes of a sandbox when its starter ends.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Lifetime {
+    /// It lives on.
+    Detached,
+    /// It lives on if it was ready before; else it is stopped and removed.
+    DetachedWhenReady,
+    /// It is stopped and removed.
+    OfStarter,
+}
+
+impl VmmArgs {
+    /// The two directories.
+    pub fn layout(&self) -> Layout {
+        Layout {
+            home: self.home.clone(),
+            runtime: self.runtime.clone(),
+        }
+    }
+}

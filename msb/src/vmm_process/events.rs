@@ -1,0 +1,148 @@
+//! What happens around a running VM: signals, the end of the starter, the agent's notices.
+
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::net::UnixStream;
+
+use msb_protocol::notice::Notice;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+
+use super::args::Lifetime;
+use super::notices::Notices;
+use super::outcome::Observed;
+use super::signals::Signals;
+
+/// Watches until the VM has ended.
+#[derive(Debug)]
+pub(super) struct Watcher<S, R> {
+    /// Ask for the end of this process.
+    pub(super) signals: Signals,
+    /// Ends with the starter; carries nothing.
+    pub(super) starter: UnixStream,
+    /// What the starter's end means.
+    pub(super) lifetime: Lifetime,
+    /// What the agent says.
+    pub(super) notices: Notices,
+    /// Ends with the VM.
+    pub(super) vm_ended: UnixStream,
+    /// Stops the VM.
+    pub(super) stop: S,
+    /// Told of the agent's first word: its version, guest uptime at PID 1 and at readiness.
+    pub(super) on_ready: R,
+}
+
+impl<S: Fn(), R: FnMut(&str, u64, u64)> Watcher<S, R> {
+    /// Returns what was seen when the VM has ended.
+    pub(super) fn run(mut self) -> Observed {
+        let mut observed = Observed::default();
+        loop {
+            let ready = match self.poll(&observed) {
+                Ok(ready) => ready,
+                Err(Errno::INTR) => continue,
+                Err(errno) => {
+                    tracing::error!(%errno, "cannot watch the VM: ending it");
+                    self.stop(&mut observed, "the VMM process could not watch the VM");
+                    return observed;
+                }
+            };
+            if ready.signals {
+                self.signals.clear();
+                self.stop(&mut observed, "killed");
+            }
+            if ready.starter && self.starter_ended() {
+                self.stop(&mut observed, "the process it belonged to ended");
+            }
+            // What the guest said last has arrived by the time its VM is gone: the notices come after that question.
+            if ready.notices || ready.vm_ended {
+                self.take_notices(&mut observed);
+            }
+            if ready.vm_ended {
+                return observed;
+            }
+        }
+    }
+
+    fn poll(&self, observed: &Observed) -> Result<Ready, Errno> {
+        // A descriptor at its end stays readable: it is not polled once that is known.
+        let starter = self.lifetime.is_bound(observed.ready) && observed.stopped_because.is_none();
+        let starter = starter.then(|| self.starter.as_fd());
+        let watched = [
+            Some(self.signals.as_fd()),
+            starter,
+            self.notices.fd(),
+            Some(self.vm_ended.as_fd()),
+        ];
+        let mut fds: Vec<PollFd<'_>> = watched.iter().flatten().map(input_of).collect();
+        poll(&mut fds, None)?;
+        let mut results = fds.iter().map(|fd| !fd.revents().is_empty());
+        let mut next = |fd: &Option<BorrowedFd<'_>>| fd.is_some() && results.next().unwrap_or(false);
+        let [signals, starter, notices, vm_ended] = watched.each_ref().map(&mut next);
+        Ok(Ready {
+            signals,
+            starter,
+            notices,
+            vm_ended,
+        })
+    }
+
+    fn starter_ended(&self) -> bool {
+        match (&self.starter).read(&mut [0; 64]) {
+            Ok(read) => read == 0,
+            Err(error) => !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
+        }
+    }
+
+    fn take_notices(&mut self, observed: &mut Observed) {
+        match self.notices.take() {
+            Ok(notices) => notices.into_iter().for_each(|notice| self.heed(notice, observed)),
+            Err(error) => tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "no longer listening to the agent"
+            ),
+        }
+    }
+
+    fn heed(&mut self, notice: Notice, observed: &mut Observed) {
+        match notice {
+            Notice::Ready {
+                agent,
+                init_us,
+                ready_us,
+            } if !observed.ready => {
+                observed.ready = true;
+                (self.on_ready)(&agent, init_us, ready_us);
+            }
+            Notice::Ready { .. } => {}
+            Notice::ShuttingDown => observed.shutting_down = true,
+        }
+    }
+
+    fn stop(&self, observed: &mut Observed, because: &'static str) {
+        observed.stopped_because.get_or_insert(because);
+        (self.stop)();
+    }
+}
+
+impl Lifetime {
+    /// Whether the sandbox ends with its starter, given whether it was ready.
+    pub(super) fn is_bound(self, ready: bool) -> bool {
+        match self {
+            Self::Detached => false,
+            Self::DetachedWhenReady => !ready,
+            Self::OfStarter => true,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Ready {
+    signals: bool,
+    starter: bool,
+    notices: bool,
+    vm_ended: bool,
+}
+
+fn input_of<'fd>(fd: &BorrowedFd<'fd>) -> PollFd<'fd> {
+    PollFd::from_borrowed_fd(*fd, PollFlags::IN)
+}

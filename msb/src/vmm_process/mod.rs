@@ -1,0 +1,264 @@
+//! The VMM process: one sandbox's virtual machine, from the lock it inherits to the record of its end.
+
+pub mod args;
+mod events;
+mod notices;
+mod outcome;
+mod signals;
+pub mod spawn;
+pub mod status;
+mod vm;
+
+use std::io;
+use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use jiff::Timestamp;
+use msb_protocol::identity::GuestConfig;
+
+use args::VmmArgs;
+use events::Watcher;
+use notices::Notices;
+use outcome::{Observed, VmEnd};
+use signals::Signals;
+use status::{StatusEvent, StatusWriter};
+
+use crate::identity::Identity;
+use crate::report;
+use crate::sandbox::Sandbox;
+use crate::sandbox::records::{ExitRecord, ProcessIdentity, ReadyRecord, RunRecord};
+use crate::store::files::{self, FileError};
+use crate::store::layout::SandboxDir;
+use crate::store::lock::RunLock;
+use crate::store::names::SandboxId;
+use crate::store::{Store, StoreError};
+use crate::timings::{Timings, now_us};
+
+/// Why a VMM process gives up before its VM runs.
+#[derive(Debug, thiserror::Error)]
+enum SetUpError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("cannot listen on {}", path.display())]
+    Listen { path: PathBuf, source: io::Error },
+    #[error("cannot {doing}")]
+    System { doing: &'static str, source: io::Error },
+    #[error("{0}")]
+    Vm(String),
+    #[error("cannot read {}: it was removed", .0.display())]
+    Absent(PathBuf),
+}
+
+impl SetUpError {
+    fn system(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::System { doing, source }
+    }
+}
+
+/// Runs the VMM process. Returns when the VM has ended and everything is recorded and cleaned up.
+///
+/// # Errors
+/// When `json` is not what a starter passes: somebody else executed this.
+pub fn run(json: &str) -> Result<(), serde_json::Error> {
+    let mut timings = Timings {
+        vmm_started_us: Some(now_us()),
+        ..Timings::default()
+    };
+    let args: VmmArgs = serde_json::from_str(json)?;
+    log_to_stderr();
+    rustix::thread::set_name(c"msb-vmm").unwrap_or_default();
+    let lock = RunLock::inherited(inherit(args.lock_fd));
+    let status = UnixStream::from(inherit(args.status_fd));
+    let run = Run {
+        store: Store::new(args.layout()),
+        lock,
+        run_id: new_run_id(),
+        args,
+    };
+    let (end, observed) = match run.run_vm(status.try_clone(), &mut timings) {
+        Ok(ended) => ended,
+        Err(error) => (VmEnd::Failed(report::one_line(&error)), Observed::default()),
+    };
+    run.finish(end, &observed, status);
+    Ok(())
+}
+
+/// One run of one sandbox.
+#[derive(Debug)]
+struct Run {
+    store: Store,
+    lock: RunLock,
+    run_id: String,
+    args: VmmArgs,
+}
+
+impl Run {
+    fn id(&self) -> &SandboxId {
+        &self.args.id
+    }
+
+    fn dir(&self) -> SandboxDir {
+        self.store.layout().sandbox(self.id())
+    }
+
+    fn run_vm(&self, status: io::Result<UnixStream>, timings: &mut Timings) -> Result<(VmEnd, Observed), SetUpError> {
+        let signals = Signals::block().map_err(SetUpError::system("receive signals"))?;
+        let starter = status.map_err(SetUpError::system("watch the starter"))?;
+        let status = starter.try_clone().map_err(SetUpError::system("watch the starter"))?;
+        let status = StatusWriter::new(status).map_err(SetUpError::system("talk to the starter"))?;
+        self.write_run_record()?;
+        self.store.create_socket_dir(self.id(), &self.lock)?;
+        let layout = self.store.layout();
+        let path = layout.vsock_listener(self.id(), msb_protocol::ports::NOTICES);
+        let notices = Notices::listen(&path).map_err(|source| SetUpError::Listen { path, source })?;
+
+        let sandbox = Sandbox::open(&self.store, self.id())?;
+        let dir = self.dir();
+        // The console is that of the latest run: an older panic would be taken for this one's.
+        for log in [dir.console_log(), dir.older_console_log()] {
+            files::remove_optional(&log)?;
+        }
+        let vm_files = vm::VmFiles {
+            kernel: &self.args.kernel,
+            initramfs: &self.args.initramfs,
+            console_log: &dir.console_log(),
+            vsock: &layout.vsock(self.id()),
+        };
+        let config = vm::config(&sandbox.config().spec, vm_files, self.identity(&sandbox)?);
+        let machine = vm::build(&config).map_err(SetUpError::Vm)?;
+        drop(config);
+        timings.vm_built_us = Some(now_us());
+        let running = machine
+            .start()
+            .map_err(|error| SetUpError::Vm(report::one_line(&error)))?;
+        timings.vm_started_us = Some(now_us());
+
+        let (vm_alive, vm_ended) = UnixStream::pair().map_err(SetUpError::system("watch the VM"))?;
+        let handle = running.handle();
+        let watcher = Watcher {
+            signals,
+            starter,
+            lifetime: self.args.lifetime,
+            notices,
+            vm_ended,
+            stop: move || handle.stop(),
+            on_ready: |agent: &str, init_us, ready_us| {
+                let timings = Timings {
+                    ready_us: Some(now_us()),
+                    guest_init_us: Some(init_us),
+                    guest_ready_us: Some(ready_us),
+                    ..timings.clone()
+                };
+                self.announce_ready(agent, timings, &status);
+            },
+        };
+        std::thread::scope(|scope| {
+            let watching = std::thread::Builder::new()
+                .name("msb-events".into())
+                .spawn_scoped(scope, || watcher.run());
+            let watching = watching.map_err(SetUpError::system("start a thread"))?;
+            let exit = running.wait();
+            // With the VM its connections end, so that nothing more can come from the agent.
+            drop(running);
+            drop(vm_alive);
+            // Its panic is in the log; the VM's end is what matters here.
+            Ok((vm::end(exit), watching.join().unwrap_or_default()))
+        })
+    }
+
+    fn write_run_record(&self) -> Result<(), SetUpError> {
+        let process = ProcessIdentity::of_self().map_err(SetUpError::system("read /proc"))?;
+        let record = RunRecord {
+            run_id: self.run_id.clone(),
+            process,
+            started_at: Timestamp::now(),
+            socket: self.store.layout().vsock(self.id()),
+        };
+        Ok(files::replace_json(&self.dir().run(), &record)?)
+    }
+
+    /// The archive that makes the guest this sandbox.
+    fn identity(&self, sandbox: &Sandbox) -> Result<Vec<u8>, SetUpError> {
+        let read = |path: PathBuf| files::read_optional(&path)?.ok_or(SetUpError::Absent(path));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let config = GuestConfig {
+            hostname: sandbox.label().to_owned(),
+            environment: sandbox.config().spec.env.clone(),
+            realtime: (now.as_secs(), now.subsec_nanos()),
+        };
+        let (host_key, authorized_keys) = (read(self.dir().host_key())?, read(self.dir().authorized_keys())?);
+        let identity = Identity {
+            host_key: &host_key,
+            authorized_keys: &authorized_keys,
+            config: &config,
+        };
+        Ok(identity.to_archive())
+    }
+
+    fn announce_ready(&self, agent: &str, timings: Timings, status: &StatusWriter) {
+        let record = ReadyRecord {
+            run_id: self.run_id.clone(),
+            ready_at: Timestamp::now(),
+            agent: agent.to_owned(),
+            timings,
+        };
+        if let Err(error) = files::replace_json(&self.dir().ready(), &record) {
+            tracing::error!("{}", report::one_line(&error));
+        }
+        if !self.args.lifetime.is_bound(true)
+            && let Err(error) = self.store.keep(self.id())
+        {
+            tracing::error!("{}", report::one_line(&error));
+        }
+        status.send(&StatusEvent::Ready(record));
+    }
+
+    /// Records the end and cleans up. The lock ends last, with this process.
+    fn finish(&self, end: VmEnd, observed: &Observed, status: UnixStream) {
+        let console = outcome::last_words(&self.dir().console_log());
+        let (reason, message) = outcome::classify(end, observed, console.as_deref());
+        let record = ExitRecord {
+            run_id: self.run_id.clone(),
+            ended_at: Timestamp::now(),
+            reason,
+            message,
+        };
+        let recorded = files::replace_json(&self.dir().exit(), &record).map_err(StoreError::from);
+        let cleaned = match self.args.lifetime.is_bound(observed.ready) {
+            true => self.store.remove_held(self.id(), &self.lock),
+            false => files::remove_dir_optional(&self.store.layout().sockets(self.id())).map_err(StoreError::from),
+        };
+        for error in [recorded, cleaned].into_iter().filter_map(Result::err) {
+            tracing::error!("{}", report::one_line(&error));
+        }
+        if let Ok(status) = StatusWriter::new(status) {
+            status.send(&StatusEvent::Ended(record));
+        }
+    }
+}
+
+/// Takes over a descriptor that the starter left for this process.
+fn inherit(fd: RawFd) -> OwnedFd {
+    // SAFETY: the starter opened it for this process to own, and nothing else here knows of it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+fn new_run_id() -> String {
+    // It only has to differ from the runs before: without random bytes, the time does that.
+    SandboxId::random().map_or_else(|_| now_us().to_string(), |id| id.to_string())
+}
+
+/// Standard error is the VMM process's log.
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("MSB_LOG");
+    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .init();
+}

@@ -1,0 +1,87 @@
+//! Starts a VMM process that lives on when its starter ends.
+
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::args::{self, VmmArgs};
+use crate::store::files::{self, FileError};
+use crate::store::lock::RunLock;
+
+/// Why there is no VMM process.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    /// Its log cannot be made.
+    #[error(transparent)]
+    Log(#[from] FileError),
+    /// There is no socket to it.
+    #[error("cannot make a socket for the VMM process")]
+    Socket(#[source] io::Error),
+    /// It cannot be executed.
+    #[error("cannot execute {} as the VMM process", program.display())]
+    Execute {
+        /// What was to be executed.
+        program: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// An argument cannot be passed.
+    #[error("cannot tell the VMM process its paths: they must be UTF-8")]
+    Arguments(#[source] serde_json::Error),
+}
+
+/// Executes `program` as a VMM process that inherits `lock`, and returns the socket to it. `args` gets the descriptors.
+///
+/// # Errors
+/// When there is no such process then; the lock is free again.
+pub fn spawn(program: &Path, mut args: VmmArgs, lock: RunLock, log: &Path) -> Result<UnixStream, SpawnError> {
+    let log = files::create_log(log)?;
+    let (ours, theirs) = UnixStream::pair().map_err(SpawnError::Socket)?;
+    let error_log = log.try_clone().map_err(SpawnError::Socket)?;
+    args.lock_fd = lock.as_fd().as_raw_fd();
+    args.status_fd = theirs.as_raw_fd();
+    let inherited = [args.lock_fd, args.status_fd];
+    let json = serde_json::to_string(&args).map_err(SpawnError::Arguments)?;
+
+    let mut command = Command::new(program);
+    command.arg0("msb").arg(args::VERB).arg(json);
+    command
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(log)
+        .stderr(error_log);
+    // SAFETY: `detach` calls only functions that are safe between fork and exec; see there.
+    unsafe { command.pre_exec(move || detach(&inherited)) };
+    let execute = |source| SpawnError::Execute {
+        program: program.to_owned(),
+        source,
+    };
+    // What this waits for is the process that forked the VMM process and ended.
+    command.spawn().map_err(execute)?.wait().map_err(execute)?;
+    // The VMM process has its own by now.
+    drop((lock, theirs));
+    Ok(ours)
+}
+
+/// Between fork and exec: continues in a child with a session of its own that nobody has to wait for, and lets the
+/// descriptors through the exec. Neither allocates nor locks.
+fn detach(inherited: &[RawFd]) -> io::Result<()> {
+    // SAFETY: fork takes no argument; the child was single-threaded already, and goes on to exec.
+    match unsafe { libc::fork() } {
+        -1 => return Err(io::Error::last_os_error()),
+        0 => {}
+        // SAFETY: it ends this process without running anything of the starter's.
+        _ => unsafe { libc::_exit(0) },
+    }
+    rustix::process::setsid()?;
+    for &fd in inherited {
+        // SAFETY: it changes a flag of a descriptor that the starter keeps open until the exec.
+        if unsafe { libc::fcntl(fd, libc::F_SETFD, 0) } == -1 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}

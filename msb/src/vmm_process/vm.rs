@@ -1,0 +1,65 @@
+//! The VM of a sandbox, by the VMM library.
+
+use std::path::Path;
+
+use msb_vmm::{ConsoleLog, DiskConfig, Initramfs, Vm, VmConfig, VmExit, VsockConfig};
+
+use super::outcome::VmEnd;
+use crate::sandbox::spec::SandboxSpec;
+
+/// Most that the console's log holds, in bytes.
+const MAX_CONSOLE_LOG: u64 = 1 << 20;
+
+/// The guest's own context id. Any but 0 to 2 does (vsock(7)): each VM has a vsock device to itself.
+const GUEST_CID: u32 = 3;
+
+/// Where things of the VM are.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct VmFiles<'a> {
+    /// Guest kernel.
+    pub(super) kernel: &'a Path,
+    /// Shared image.
+    pub(super) initramfs: &'a Path,
+    /// The console's log.
+    pub(super) console_log: &'a Path,
+    /// The vsock device's socket.
+    pub(super) vsock: &'a Path,
+}
+
+/// The VM as the library wants it described.
+pub(super) fn config(spec: &SandboxSpec, files: VmFiles<'_>, identity: Vec<u8>) -> VmConfig {
+    let disk = |disk: &crate::sandbox::spec::Disk| DiskConfig {
+        path: disk.path.clone(),
+        read_only: disk.read_only,
+    };
+    VmConfig {
+        vcpus: spec.cpus,
+        memory_mib: spec.memory.mib,
+        kernel: files.kernel.into(),
+        initramfs: vec![Initramfs::File(files.initramfs.into()), Initramfs::Bytes(identity)],
+        cmdline: spec.cmdline.clone(),
+        console: ConsoleLog {
+            path: files.console_log.into(),
+            max_bytes: MAX_CONSOLE_LOG,
+        },
+        vsock: Some(VsockConfig::new(GUEST_CID, files.vsock)),
+        disks: spec.disks.iter().map(disk).collect(),
+    }
+}
+
+/// Sets the VM up.
+///
+/// # Errors
+/// In one line.
+pub(super) fn build(config: &VmConfig) -> Result<Vm, String> {
+    Vm::build(config).map_err(|error| crate::report::one_line(&error))
+}
+
+/// The VM's end, in msb's words.
+pub(super) fn end(exit: VmExit) -> VmEnd {
+    match exit {
+        VmExit::GuestReset => VmEnd::Reset,
+        VmExit::Stopped => VmEnd::Stopped,
+        VmExit::Failed(failure) => VmEnd::Failed(failure.to_string()),
+    }
+}
