@@ -4,6 +4,8 @@
 //! one VMM process, and what a sandbox is doing follows from its lock and its records.
 
 pub mod assets;
+pub mod cli;
+pub mod doctor;
 pub mod identity;
 pub mod quote;
 mod report;

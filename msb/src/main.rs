@@ -1,2 +1,5 @@
-//! MicroVM sandboxes on KVM that stock ssh reaches with no network port.
-fn main() {}
+//! The `msb` command. See [`msb::cli`].
+
+fn main() -> std::process::ExitCode {
+    msb::cli::main()
+}

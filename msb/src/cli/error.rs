@@ -1,0 +1,66 @@
+//! What a verb says when it fails.
+
+use std::error::Error;
+use std::fmt::Display;
+use std::io;
+
+use crate::report;
+
+/// Exit status of msb's own errors.
+pub(super) const OWN_ERROR: u8 = 125;
+
+/// Exit status when the connection to the guest failed, as ssh has it.
+pub(super) const TRANSPORT_ERROR: u8 = 255;
+
+/// One line for standard error, and the exit status.
+#[derive(Debug)]
+pub(super) struct CliError {
+    pub(super) message: String,
+    pub(super) status: u8,
+}
+
+impl CliError {
+    /// `msb: cannot <doing>: <error and its causes>`.
+    pub(super) fn cannot(doing: impl Display, error: &(dyn Error + 'static)) -> Self {
+        let mut message = format!("cannot {doing}: {}", report::one_line(error));
+        if is_disk_full(error) {
+            message.push_str("; free some space, or set MSB_HOME to a directory on another disk");
+        }
+        Self {
+            message,
+            status: OWN_ERROR,
+        }
+    }
+
+    /// A line of its own.
+    pub(super) fn plain(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            status: OWN_ERROR,
+        }
+    }
+
+    /// The same with another exit status.
+    pub(super) fn with_status(self, status: u8) -> Self {
+        Self { status, ..self }
+    }
+}
+
+/// For `map_err`: what could not be done.
+pub(super) fn cannot<E: Error + 'static>(doing: impl Display) -> impl FnOnce(E) -> CliError {
+    move |error| CliError::cannot(doing, &error)
+}
+
+fn is_disk_full(error: &(dyn Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.kind() == io::ErrorKind::StorageFull)
+        {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}

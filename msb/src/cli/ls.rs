@@ -1,0 +1,92 @@
+//! `msb ls`
+
+use clap::Args;
+use jiff::Timestamp;
+
+use super::error::{CliError, cannot};
+use super::view::SandboxView;
+use super::{Context, output};
+use crate::Sandbox;
+use crate::sandbox::spec::Memory;
+use crate::store::StoreError;
+
+/// List sandboxes, oldest first
+#[derive(Args, Debug)]
+#[command(visible_alias = "list")]
+#[command(after_help = "Examples:\n  msb ls\n  msb ls --json | jq -r '.[] | select(.state == \"running\") | .host'")]
+pub(super) struct LsArgs {
+    /// Print a JSON array instead of a table
+    #[arg(long)]
+    json: bool,
+    /// Print ids only
+    #[arg(long, short, conflicts_with = "json")]
+    quiet: bool,
+}
+
+pub(super) fn run(args: &LsArgs, context: &Context) -> Result<u8, CliError> {
+    context.store.sweep().map_err(cannot("clean up"))?;
+    let sandboxes = Sandbox::all(&context.store).map_err(cannot("list the sandboxes"))?;
+    let mut views = Vec::with_capacity(sandboxes.len());
+    for sandbox in &sandboxes {
+        match SandboxView::of(sandbox) {
+            // It was removed meanwhile.
+            Err(StoreError::Unknown(_)) => {}
+            view => views.push(view.map_err(cannot(format!("inspect {}", sandbox.label())))?),
+        }
+    }
+    if args.json {
+        output::json(&views)?;
+    } else if args.quiet {
+        views.iter().try_for_each(|view| output::line(view.id.as_str()))?;
+    } else {
+        output::text(&table(&views))?;
+    }
+    Ok(0)
+}
+
+fn table(views: &[SandboxView]) -> String {
+    let header = ["NAME", "ID", "STATE", "CPUS", "MEMORY", "CREATED", ""]
+        .map(str::to_owned)
+        .to_vec();
+    let row = |view: &SandboxView| {
+        vec![
+            view.name.as_ref().map_or_else(|| "-".into(), ToString::to_string),
+            view.id.to_string(),
+            view.state.to_owned(),
+            view.cpus.to_string(),
+            Memory { mib: view.memory_mib }.to_string(),
+            age(Timestamp::now().as_second() - view.created_at.as_second()),
+            view.message.clone().unwrap_or_default(),
+        ]
+    };
+    output::table(&std::iter::once(header).chain(views.iter().map(row)).collect::<Vec<_>>())
+}
+
+/// A duration in its largest whole unit.
+fn age(seconds: i64) -> String {
+    match seconds.max(0) {
+        s @ 0..60 => format!("{s}s ago"),
+        s @ 60..3600 => format!("{}m ago", s / 60),
+        s @ 3600..86_400 => format!("{}h ago", s / 3600),
+        s => format!("{}d ago", s / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_age_is_one_number() {
+        let ages = [
+            (-5, "0s ago"),
+            (59, "59s ago"),
+            (60, "1m ago"),
+            (7200, "2h ago"),
+            (200_000, "2d ago"),
+        ];
+        for (seconds, text) in ages {
+            assert_eq!(age(seconds), text);
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! The `msb` command: a thin layer over the library.
+//!
+//! Data goes to standard output, everything else to standard error, errors as one line. The exit status is the remote
+//! one where there is one, 128+n after a remote death by signal n, 255 when only the connection failed, and 125 for
+//! errors of msb itself.
+
+mod completion;
+mod create;
+mod doctor;
+mod error;
+mod exec;
+mod inspect;
+mod kill;
+mod logs;
+mod ls;
+mod output;
+mod rm;
+mod run;
+mod session;
+mod spec_args;
+mod ssh;
+mod ssh_bridge;
+mod ssh_config;
+mod start;
+mod stop;
+mod view;
+mod wait;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+
+use crate::store::Store;
+use crate::store::layout::Layout;
+use crate::timings::now_us;
+use crate::vmm_process;
+use error::{CliError, OWN_ERROR, cannot};
+
+/// MicroVM sandboxes on KVM that stock ssh reaches with no network port
+#[derive(Debug, Parser)]
+#[command(name = "msb", version, propagate_version = true, disable_help_subcommand = true)]
+#[command(after_help = "\
+Exit status: the remote command's own; 128+n when it died of signal n; 255 when the connection failed; 125 for errors
+of msb itself.
+
+Examples:
+  msb run -- uname -a            a command in a sandbox of its own
+  msb create --name box          a sandbox that stays
+  msb ssh-config --install       once: then `ssh box.msb`, scp, sftp and rsync just work")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Run(run::RunArgs),
+    Create(create::CreateArgs),
+    Start(start::StartArgs),
+    Stop(stop::StopArgs),
+    Kill(kill::KillArgs),
+    Rm(rm::RmArgs),
+    Ls(ls::LsArgs),
+    Inspect(inspect::InspectArgs),
+    Logs(logs::LogsArgs),
+    Wait(wait::WaitArgs),
+    Exec(exec::ExecArgs),
+    Ssh(ssh::SshArgs),
+    SshBridge(ssh_bridge::BridgeArgs),
+    SshConfig(ssh_config::SshConfigArgs),
+    Doctor(doctor::DoctorArgs),
+    Completion(completion::CompletionArgs),
+}
+
+/// What every verb is given.
+#[derive(Debug)]
+struct Context {
+    store: Store,
+    /// When this process began, `CLOCK_MONOTONIC` in microseconds.
+    began_us: u64,
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let began_us = now_us();
+    let mut arguments = std::env::args_os();
+    if arguments.nth(1).is_some_and(|verb| verb == vmm_process::args::VERB) {
+        return run_vmm_process(arguments.next());
+    }
+    log_if_asked();
+    match parse().and_then(|verb| dispatch(verb, began_us)) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            if !error.message.is_empty() {
+                eprintln!("msb: {}", error.message);
+            }
+            ExitCode::from(error.status)
+        }
+    }
+}
+
+fn run_vmm_process(json: Option<OsString>) -> ExitCode {
+    let json = json.and_then(|json| json.into_string().ok()).unwrap_or_default();
+    match vmm_process::run(&json) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("msb: cannot run as a VMM process, which only msb itself starts: {error}");
+            ExitCode::from(OWN_ERROR)
+        }
+    }
+}
+
+fn parse() -> Result<Verb, CliError> {
+    match Cli::try_parse() {
+        Ok(cli) => Ok(cli.verb),
+        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+            // Whether anybody reads the help is not msb's concern.
+            let _ = error.print();
+            Err(CliError::plain("").with_status(0))
+        }
+        Err(error) => Err(CliError::plain(usage_error(&error))),
+    }
+}
+
+/// What clap says on several lines, on one.
+fn usage_error(error: &clap::Error) -> String {
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return "there is no command without a verb; see `msb --help`".into();
+    }
+    let text = error.to_string();
+    let what = text.split("\n\nUsage:").next().unwrap_or(&text);
+    let what = what
+        .split("\n\nFor more information")
+        .next()
+        .unwrap_or(what)
+        .trim_start_matches("error: ");
+    let what = what
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join("; ");
+    let verb = std::env::args().nth(1).filter(|verb| Cli::has_verb(verb));
+    format!(
+        "{what}; see `msb {}--help`",
+        verb.map(|verb| verb + " ").unwrap_or_default()
+    )
+}
+
+impl Cli {
+    fn has_verb(word: &str) -> bool {
+        use clap::CommandFactory as _;
+        Self::command().find_subcommand(word).is_some()
+    }
+}
+
+fn dispatch(verb: Verb, began_us: u64) -> Result<u8, CliError> {
+    let verb = match verb {
+        Verb::Completion(args) => return completion::run::<Cli>(&args),
+        verb => verb,
+    };
+    let layout = Layout::from_environment().map_err(cannot("find the state directory"))?;
+    let context = Context {
+        store: Store::new(layout),
+        began_us,
+    };
+    match verb {
+        Verb::Run(args) => run::run(args, &context),
+        Verb::Create(args) => create::run(args, &context),
+        Verb::Start(args) => start::run(&args, &context),
+        Verb::Stop(args) => stop::run(&args, &context),
+        Verb::Kill(args) => kill::run(&args, &context),
+        Verb::Rm(args) => rm::run(&args, &context),
+        Verb::Ls(args) => ls::run(&args, &context),
+        Verb::Inspect(args) => inspect::run(&args, &context),
+        Verb::Logs(args) => logs::run(&args, &context),
+        Verb::Wait(args) => wait::run(&args, &context),
+        Verb::Exec(args) => exec::run(&args, &context),
+        Verb::Ssh(args) => ssh::run(&args, &context),
+        Verb::SshBridge(args) => ssh_bridge::run(&args, &context),
+        Verb::SshConfig(args) => ssh_config::run(&args, &context),
+        Verb::Doctor(args) => doctor::run(&args, &context),
+        Verb::Completion(args) => completion::run::<Cli>(&args),
+    }
+}
+
+/// A runtime for the verbs that wait for several things at once.
+fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(cannot("start the I/O event loop"))
+}
+
+/// Does the same to each sandbox; what fails does not keep the others from their turn.
+fn for_each(sandboxes: &[String], mut action: impl FnMut(&str) -> Result<(), CliError>) -> Result<u8, CliError> {
+    let mut failed = None;
+    for sandbox in sandboxes {
+        if let Err(error) = action(sandbox)
+            && let Some(earlier) = failed.replace(error)
+        {
+            eprintln!("msb: {}", earlier.message);
+        }
+    }
+    failed.map_or(Ok(0), Err)
+}
+
+/// Logging costs a start some time, so it is set up on demand only.
+fn log_if_asked() {
+    if std::env::var_os("MSB_LOG").is_some() {
+        let filter = tracing_subscriber::EnvFilter::from_env("MSB_LOG");
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            .init();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent_and_every_verb_has_an_example() {
+        Cli::command().debug_assert();
+        for verb in Cli::command().get_subcommands() {
+            let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(
+                help.contains(&format!("msb {}", verb.get_name())),
+                "{}",
+                verb.get_name()
+            );
+            assert!(verb.get_about().is_some(), "{}", verb.get_name());
+        }
+    }
+}

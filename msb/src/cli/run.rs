@@ -1,0 +1,164 @@
+//! `msb run`
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use clap::Args;
+use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::error::{CliError, TRANSPORT_ERROR, cannot};
+use super::session::{self, Session};
+use super::spec_args::{BootTimeout, SpecArgs};
+use super::{Context, output};
+use crate::sandbox::records::{ExitReason, ExitRecord};
+use crate::sandbox::start::StartedSandbox;
+use crate::timings::{Timings, now_us};
+use crate::vmm_process::args::Lifetime;
+use crate::{Sandbox, quote};
+
+/// How long a guest with a disk to write to may take to shut down.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Run a command (default: a shell) in a sandbox made for it, and remove the sandbox
+///
+/// The command has this one's standard input, output and error, and its arguments arrive exactly as given here. The
+/// sandbox goes when this command does, however that ends.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  msb run -- uname -a
+  echo hello | msb run --memory 1G -- sh -c 'wc -c; nproc'
+  msb run --disk data.img        a shell, with the disk as /dev/vda")]
+pub(super) struct RunArgs {
+    #[command(flatten)]
+    spec: SpecArgs,
+    /// Give the command a terminal; a shell has one when standard input is one
+    #[arg(long, short)]
+    tty: bool,
+    /// Print when each phase was over as JSON on standard error, in microseconds
+    #[arg(long)]
+    timings: bool,
+    #[command(flatten)]
+    boot: BootTimeout,
+    /// The command and its arguments
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+/// What `--timings` prints: `CLOCK_MONOTONIC` in microseconds, but for the guest's uptime.
+#[derive(Clone, Debug, Default, Serialize)]
+struct RunTimings {
+    process_started_us: u64,
+    created_us: Option<u64>,
+    spawned_us: Option<u64>,
+    #[serde(flatten)]
+    start: Timings,
+    ready_seen_us: Option<u64>,
+    #[serde(flatten)]
+    session: session::SessionTimings,
+    removed_us: Option<u64>,
+}
+
+pub(super) fn run(args: RunArgs, context: &Context) -> Result<u8, CliError> {
+    let what = format!("run {}", args.spec.label());
+    let command = (!args.command.is_empty()).then(|| quote::join(&args.command));
+    let tty = args.tty || (command.is_none() && output::is_terminal());
+    let session = Session {
+        command,
+        tty,
+        env: Vec::new(),
+    };
+    let (spec, authorized_keys) = args.spec.into_spec();
+    let has_data = spec.disks.iter().any(|disk| !disk.read_only);
+    let mut timings = RunTimings {
+        process_started_us: context.began_us,
+        ..RunTimings::default()
+    };
+    let result = super::runtime()?.block_on(async {
+        let interrupted = interrupted()?;
+        let (sandbox, lock) =
+            Sandbox::create_transient(&context.store, spec, &authorized_keys).map_err(cannot(&what))?;
+        timings.created_us = Some(now_us());
+        let mut started = match sandbox.start_held(lock, Lifetime::OfStarter) {
+            Ok(started) => started,
+            Err(error) => {
+                // The error to report is that of the start.
+                let _ = sandbox.remove();
+                return Err(CliError::cannot(what, &error));
+            }
+        };
+        timings.spawned_us = Some(now_us());
+        let outcome = tokio::select! {
+            outcome = in_started(&mut started, &session, args.boot, &what, &mut timings) => outcome,
+            status = interrupted => Ok(status),
+        };
+        if has_data && outcome.is_ok() {
+            shut_down(&mut started).await;
+        }
+        let exit = started
+            .discard()
+            .await
+            .map_err(cannot(format!("remove sandbox {}", sandbox.id())))?;
+        timings.removed_us = Some(now_us());
+        outcome.map_err(|error| explained(error, exit.as_ref()))
+    });
+    if args.timings
+        && let Ok(json) = serde_json::to_string(&timings)
+    {
+        eprintln!("{json}");
+    }
+    result
+}
+
+async fn in_started(
+    started: &mut StartedSandbox,
+    session: &Session,
+    boot: BootTimeout,
+    what: &str,
+    timings: &mut RunTimings,
+) -> Result<u8, CliError> {
+    let ready = started.ready(boot.duration()).await.map_err(cannot(what))?;
+    timings.ready_seen_us = Some(now_us());
+    timings.start = ready.timings;
+    session::run(started.sandbox(), session, boot, what, &mut timings.session).await
+}
+
+/// Lets the guest write what it holds to its disks.
+async fn shut_down(started: &mut StartedSandbox) {
+    let sandbox = started.sandbox().clone();
+    let shutdown = async {
+        // A guest that cannot be asked, or is gone already, has nothing more to write.
+        if sandbox.request_shutdown().await.is_ok() {
+            let _ = started.ended().await;
+        }
+    };
+    let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT, shutdown).await;
+}
+
+/// A connection that breaks because the guest is gone says so.
+fn explained(error: CliError, exit: Option<&ExitRecord>) -> CliError {
+    match exit {
+        Some(exit) if error.status == TRANSPORT_ERROR && exit.reason != ExitReason::Killed => CliError {
+            message: format!("{}: {}", error.message, exit.message),
+            ..error
+        },
+        _ => error,
+    }
+}
+
+/// Ends with the exit status that a signal asks for.
+fn interrupted() -> Result<impl Future<Output = u8>, CliError> {
+    let listen = |kind: SignalKind| signal(kind).map_err(cannot("listen to signals"));
+    let mut hangup = listen(SignalKind::hangup())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut terminate = listen(SignalKind::terminate())?;
+    Ok(async move {
+        let number = tokio::select! {
+            _ = hangup.recv() => libc::SIGHUP,
+            _ = interrupt.recv() => libc::SIGINT,
+            _ = terminate.recv() => libc::SIGTERM,
+        };
+        session::after_signal(number)
+    })
+}

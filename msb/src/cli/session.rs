@@ -1,0 +1,97 @@
+//! A session in a sandbox, with the standard input, output and error of this process.
+
+use std::fmt::Display;
+use std::io;
+
+use msb_ssh::client::{ClientError, Program, SshClient, Stdio};
+use serde::Serialize;
+
+use super::error::{CliError, TRANSPORT_ERROR, cannot};
+use super::spec_args::{BootTimeout, EnvVar};
+use crate::Sandbox;
+use crate::sandbox::ssh::{SshConnectOptions, SshError, is_transport};
+use crate::timings::now_us;
+
+/// What to run in the guest, and how.
+#[derive(Clone, Debug)]
+pub(super) struct Session {
+    /// A command line for the login shell; without one, the shell itself.
+    pub(super) command: Option<Vec<u8>>,
+    /// Whether it gets a terminal.
+    pub(super) tty: bool,
+    /// Its environment, besides the login's.
+    pub(super) env: Vec<EnvVar>,
+}
+
+/// Stamps of a session, `CLOCK_MONOTONIC` in microseconds.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(super) struct SessionTimings {
+    /// The login succeeded.
+    ssh_connected_us: Option<u64>,
+    /// The program ended and all its output was written.
+    session_ended_us: Option<u64>,
+}
+
+/// Runs a session in a sandbox that runs already, and returns its exit status.
+pub(super) fn in_running(sandbox: &Sandbox, session: &Session, boot: BootTimeout, what: &str) -> Result<u8, CliError> {
+    super::runtime()?.block_on(run(sandbox, session, boot, what, &mut SessionTimings::default()))
+}
+
+/// Runs a session and returns its exit status.
+pub(super) async fn run(
+    sandbox: &Sandbox,
+    session: &Session,
+    boot: BootTimeout,
+    what: &str,
+    timings: &mut SessionTimings,
+) -> Result<u8, CliError> {
+    let options = SshConnectOptions {
+        boot_timeout: boot.duration(),
+        ..SshConnectOptions::default()
+    };
+    let client = sandbox.ssh_connect(&options).await.map_err(ssh_error(what))?;
+    timings.ssh_connected_us = Some(now_us());
+    let status = copy(&client, session, what).await;
+    timings.session_ended_us = Some(now_us());
+    status
+}
+
+async fn copy(client: &SshClient, session: &Session, what: &str) -> Result<u8, CliError> {
+    let program = session.command.clone().map_or(Program::Shell, Program::Exec);
+    let env: Vec<(String, String)> = session
+        .env
+        .iter()
+        .map(|var| (var.key.clone(), var.value.clone()))
+        .collect();
+    let stdio = Stdio::inherit().map_err(cannot("use standard input and output"))?;
+    match client.copy_stdio(&program, session.tty, &env, &stdio).await {
+        Ok(status) => Ok(status.shell_code()),
+        Err(error) => Err(client_error(what, &error)),
+    }
+}
+
+/// For `map_err`: no connection came about.
+pub(super) fn ssh_error(what: impl Display) -> impl FnOnce(SshError) -> CliError {
+    move |error| match error.is_transport() {
+        true => CliError::cannot(what, &error).with_status(TRANSPORT_ERROR),
+        false => CliError::cannot(what, &error),
+    }
+}
+
+fn client_error(what: &str, error: &ClientError) -> CliError {
+    match error {
+        // Whoever read the output has seen enough: as if SIGPIPE had ended this process.
+        ClientError::LocalWrite { source, .. } if source.kind() == io::ErrorKind::BrokenPipe => {
+            CliError::plain("").with_status(after_signal(libc::SIGPIPE))
+        }
+        ClientError::Interrupted { signal: "SIGHUP" } => CliError::plain("").with_status(after_signal(libc::SIGHUP)),
+        ClientError::Interrupted { .. } => CliError::plain("").with_status(after_signal(libc::SIGTERM)),
+        error if is_transport(error) => CliError::cannot(what, error).with_status(TRANSPORT_ERROR),
+        error => CliError::cannot(what, error),
+    }
+}
+
+/// The exit status that tells of a death by this signal.
+pub(super) fn after_signal(signal: libc::c_int) -> u8 {
+    128 + u8::try_from(signal).expect("signals are small numbers")
+}

@@ -1,0 +1,126 @@
+//! The options that say what a new sandbox shall be.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::SandboxSpec;
+use crate::sandbox::spec::{Disk, Memory};
+use crate::store::names::Name;
+
+/// Options of `run` and `create`.
+#[derive(Args, Clone, Debug)]
+pub(super) struct SpecArgs {
+    /// Name and host name: ssh reaches the sandbox as NAME.msb
+    #[arg(long, short, value_name = "NAME")]
+    name: Option<Name>,
+    /// Virtual CPUs
+    #[arg(long, short, value_name = "N", default_value_t = 1)]
+    cpus: u8,
+    /// Memory, such as 512M or 2G
+    #[arg(long, short, value_name = "SIZE", default_value = "256M")]
+    memory: Memory,
+    /// Disk image or block device of the host, the guest's /dev/vda and so on; ':ro' makes it read-only
+    #[arg(long, value_name = "FILE[:ro]")]
+    disk: Vec<Disk>,
+    /// Environment variable of every session
+    #[arg(long, short, value_name = "KEY=VALUE")]
+    env: Vec<EnvVar>,
+    /// File with public keys that may log in, besides msb's own and those in $MSB_HOME/authorized_keys
+    #[arg(long, value_name = "FILE")]
+    authorized_key: Vec<PathBuf>,
+    /// Guest kernel instead of the built-in one: an uncompressed ELF vmlinux
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// Text to add to the kernel's command line
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    cmdline: String,
+}
+
+impl SpecArgs {
+    /// The specification, and the files of public keys.
+    pub(super) fn into_spec(self) -> (SandboxSpec, Vec<PathBuf>) {
+        let spec = SandboxSpec {
+            name: self.name,
+            cpus: self.cpus,
+            memory: self.memory,
+            kernel: self.kernel,
+            cmdline: self.cmdline,
+            disks: self.disk,
+            env: self.env.into_iter().map(|EnvVar { key, value }| (key, value)).collect(),
+        };
+        (spec, self.authorized_key)
+    }
+
+    /// What the user will know the sandbox by before it has an id.
+    pub(super) fn label(&self) -> String {
+        self.name
+            .as_ref()
+            .map_or_else(|| "a sandbox".into(), |name| format!("sandbox {name}"))
+    }
+}
+
+/// How long to wait for a guest.
+#[derive(Args, Clone, Copy, Debug)]
+pub(super) struct BootTimeout {
+    /// Seconds the guest may take until it serves SSH
+    #[arg(long = "boot-timeout", value_name = "SECONDS", default_value_t = 120)]
+    seconds: u32,
+}
+
+impl BootTimeout {
+    pub(super) fn duration(self) -> Duration {
+        Duration::from_secs(self.seconds.into())
+    }
+}
+
+/// One `KEY=VALUE`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct EnvVar {
+    pub(super) key: String,
+    pub(super) value: String,
+}
+
+impl FromStr for EnvVar {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
+        let is_name = !key.is_empty()
+            && !key.starts_with(|c: char| c.is_ascii_digit())
+            && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        if !is_name {
+            return Err(format!("'{key}' is no name of a variable"));
+        }
+        if value.contains('\0') {
+            return Err("a value cannot hold a zero byte".into());
+        }
+        Ok(Self {
+            key: key.into(),
+            value: value.into(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variable_has_a_name_and_any_value() {
+        let parsed = |text: &str| text.parse::<EnvVar>();
+        assert_eq!(
+            parsed("A_1=b=c"),
+            Ok(EnvVar {
+                key: "A_1".into(),
+                value: "b=c".into()
+            })
+        );
+        assert_eq!(parsed("A=").unwrap().value, "");
+        for bad in ["A", "=b", "1A=b", "A-B=c", "A B=c"] {
+            assert!(parsed(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! A sandbox as the verbs show it. The JSON has a stable schema: keys are added, never changed or left out.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::Sandbox;
+use crate::sandbox::records::{ExitReason, RunRecord};
+use crate::sandbox::spec::Disk;
+use crate::sandbox::state::State;
+use crate::store::StoreError;
+use crate::store::files;
+use crate::store::names::{Name, SandboxId};
+use crate::timings::Timings;
+
+/// One sandbox.
+#[derive(Debug, Serialize)]
+pub(super) struct SandboxView {
+    pub(super) id: SandboxId,
+    pub(super) name: Option<Name>,
+    pub(super) state: &'static str,
+    /// How it ended, for people.
+    pub(super) message: Option<String>,
+    /// How it ended, for programs.
+    pub(super) exit_reason: Option<ExitReason>,
+    /// What to call it with ssh.
+    pub(super) host: String,
+    /// The VMM process, while it lives.
+    pub(super) pid: Option<i32>,
+    pub(super) created_at: Timestamp,
+    pub(super) started_at: Option<Timestamp>,
+    pub(super) ready_at: Option<Timestamp>,
+    pub(super) ended_at: Option<Timestamp>,
+    pub(super) cpus: u8,
+    pub(super) memory_mib: u32,
+    pub(super) kernel: Option<PathBuf>,
+    pub(super) cmdline: String,
+    pub(super) disks: Vec<Disk>,
+    pub(super) env: BTreeMap<String, String>,
+    /// The agent's version, while it runs.
+    pub(super) agent: Option<String>,
+    /// The phases of the start, while it runs.
+    pub(super) timings: Option<Timings>,
+    /// The vsock socket, while its VMM process lives.
+    pub(super) socket: Option<PathBuf>,
+    pub(super) directory: PathBuf,
+}
+
+impl SandboxView {
+    /// What is known of a sandbox now.
+    pub(super) fn of(sandbox: &Sandbox) -> Result<Self, StoreError> {
+        let state = sandbox.state()?;
+        let config = sandbox.config();
+        let spec = config.spec.clone();
+        let latest: Option<RunRecord> = files::read_json(&sandbox.dir().run())?;
+        let ready = match &state {
+            State::Running { ready, .. } => Some(ready.clone()),
+            _ => None,
+        };
+        let exit = state.exit();
+        Ok(Self {
+            id: config.id.clone(),
+            state: state.word(),
+            message: state.message().map(str::to_owned),
+            exit_reason: exit.map(|exit| exit.reason),
+            host: format!("{}.msb", config.label()),
+            pid: state.run().map(|run| run.process.pid),
+            created_at: config.created_at,
+            started_at: latest.map(|run| run.started_at),
+            ready_at: ready.as_ref().map(|ready| ready.ready_at),
+            ended_at: exit.map(|exit| exit.ended_at),
+            agent: ready.as_ref().map(|ready| ready.agent.clone()),
+            timings: ready.map(|ready| ready.timings),
+            socket: state.run().map(|run| run.socket.clone()),
+            directory: sandbox.dir().path().to_owned(),
+            name: spec.name,
+            cpus: spec.cpus,
+            memory_mib: spec.memory.mib,
+            kernel: spec.kernel,
+            cmdline: spec.cmdline,
+            disks: spec.disks,
+            env: spec.env,
+        })
+    }
+}

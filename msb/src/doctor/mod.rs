@@ -1,0 +1,148 @@
+//! What this machine lacks to run sandboxes, and how to mend it.
+
+mod kvm;
+mod probe;
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::assets::Assets;
+use crate::report;
+use crate::store::Store;
+use crate::store::files;
+
+/// What came of a check.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// As it has to be.
+    Ok,
+    /// Something is less convenient than it could be.
+    Warning,
+    /// Sandboxes cannot run.
+    Failed,
+    /// It makes no sense after what failed before.
+    Skipped,
+}
+
+/// One check.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Check {
+    /// What was checked: a stable word.
+    pub name: &'static str,
+    /// What came of it.
+    pub verdict: Verdict,
+    /// What was found.
+    pub detail: String,
+    /// How to mend it, if there is something to mend.
+    pub mend: Option<String>,
+}
+
+impl Check {
+    fn ok(name: &'static str, detail: impl Into<String>) -> Self {
+        Self {
+            name,
+            verdict: Verdict::Ok,
+            detail: detail.into(),
+            mend: None,
+        }
+    }
+
+    fn failed(name: &'static str, detail: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self {
+            name,
+            verdict: Verdict::Failed,
+            detail: detail.into(),
+            mend: Some(mend.into()),
+        }
+    }
+
+    fn warning(name: &'static str, detail: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self {
+            verdict: Verdict::Warning,
+            ..Self::failed(name, detail, mend)
+        }
+    }
+
+    fn skipped(name: &'static str, detail: impl Into<String>) -> Self {
+        Self {
+            verdict: Verdict::Skipped,
+            ..Self::ok(name, detail)
+        }
+    }
+}
+
+/// Runs all checks, the last of which boots a guest. `boot_timeout` bounds that.
+pub async fn examine(store: &Store, boot_timeout: Duration) -> Vec<Check> {
+    let mut checks = vec![kvm::check(), assets(), state_directory(store), openssh()];
+    let needed = checks.iter().find(|check| check.verdict == Verdict::Failed);
+    let guest = match needed {
+        Some(check) => Check::skipped("guest", format!("no guest was booted, because of {}", check.name)),
+        None => guest(boot_timeout).await,
+    };
+    checks.push(guest);
+    checks
+}
+
+/// Boots a guest in a store of its own and says whether it got ready.
+pub async fn guest(boot_timeout: Duration) -> Check {
+    match probe::boot(boot_timeout).await {
+        Ok(ready) => Check::ok(
+            "guest",
+            format!("a guest booted and served SSH after {} ms", ready.as_millis()),
+        ),
+        Err(error) => Check::failed(
+            "guest",
+            format!("no guest boots: {}", report::one_line(&error)),
+            kvm::guest_mend(),
+        ),
+    }
+}
+
+/// Whether nothing failed.
+pub fn is_healthy(checks: &[Check]) -> bool {
+    checks.iter().all(|check| !matches!(check.verdict, Verdict::Failed))
+}
+
+fn assets() -> Check {
+    match Assets::find(None) {
+        Ok(found) => {
+            let directory = found.kernel.parent().unwrap_or(Path::new("/")).display().to_string();
+            Check::ok("files", format!("guest kernel and built-in image are in {directory}"))
+        }
+        Err(error) => Check::failed("files", report::one_line(&error), "run `scripts/build`, or set MSB_LIB"),
+    }
+}
+
+fn state_directory(store: &Store) -> Check {
+    let home = &store.layout().home;
+    let probe = home.join(".doctor");
+    let written = files::create_private_dirs(home)
+        .and_then(|()| files::replace_private(&probe, b""))
+        .and_then(|()| files::remove_optional(&probe));
+    match written {
+        Ok(()) => Check::ok("state", format!("{} can be written", home.display())),
+        Err(error) => Check::failed(
+            "state",
+            report::one_line(&error),
+            "set MSB_HOME to a directory that can be written",
+        ),
+    }
+}
+
+fn openssh() -> Check {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    match std::env::split_paths(&path)
+        .map(|directory| directory.join("ssh"))
+        .find(|ssh| ssh.is_file())
+    {
+        Some(ssh) => Check::ok("openssh", format!("{} is there", ssh.display())),
+        None => Check::warning(
+            "openssh",
+            "there is no ssh on the PATH; `msb ssh`, `msb exec` and `msb run` need none",
+            "apt-get install openssh-client",
+        ),
+    }
+}

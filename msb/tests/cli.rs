@@ -1,0 +1,348 @@
+//! What `msb` says and how it ends when it is used wrongly, and what needs no guest.
+
+use std::process::{Command, Output, Stdio};
+
+struct Machine {
+    dir: tempfile::TempDir,
+}
+
+impl Machine {
+    fn new() -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn home(&self) -> std::path::PathBuf {
+        self.dir.path().join("home")
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_msb"));
+        command.args(arguments).env_clear().stdin(Stdio::null());
+        command
+            .env("MSB_HOME", self.home())
+            .env("MSB_RUNTIME_DIR", self.dir.path().join("run"));
+        command.env("HOME", self.dir.path()).env("PATH", "/usr/bin:/bin");
+        command.env("MSB_LIB", self.dir.path().join("lib"));
+        command
+    }
+
+    fn msb(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    fn id_of_new(&self, arguments: &[&str]) -> String {
+        let output = self.msb(&[&["create", "--no-start"], arguments].concat());
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// A kernel and an image that can be found, but not booted.
+    fn with_files(self, kernel: &[u8]) -> Self {
+        let lib = self.dir.path().join("lib");
+        std::fs::create_dir(&lib).unwrap();
+        std::fs::write(lib.join("vmlinux"), kernel).unwrap();
+        std::fs::write(lib.join("initramfs.cpio"), b"").unwrap();
+        self
+    }
+
+    fn sandboxes(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.home().join("sandboxes")).into_iter().flatten();
+        entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
+    }
+}
+
+/// One line on standard error that contains all of `parts`, nothing on standard output, status 125.
+fn assert_refused(output: &Output, parts: &[&str]) {
+    assert_fails(output, 125, parts);
+}
+
+fn assert_fails(output: &Output, status: i32, parts: &[&str]) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{stderr}");
+    assert!(output.stdout.is_empty(), "{output:?}");
+    assert!(stderr.starts_with("msb: ") && stderr.lines().count() == 1, "{stderr}");
+    for part in parts {
+        assert!(stderr.contains(part), "{part:?} is not in: {stderr}");
+    }
+}
+
+#[test]
+fn wrong_usage_is_one_line_and_status_125() {
+    let machine = Machine::new();
+    assert_refused(&machine.msb(&[]), &["without a verb", "msb --help"]);
+    assert_refused(&machine.msb(&["frobnicate"]), &["frobnicate", "msb --help"]);
+    assert_refused(
+        &machine.msb(&["run", "--memroy", "1G"]),
+        &["--memroy", "msb run --help"],
+    );
+    assert_refused(&machine.msb(&["exec", "box"]), &["COMMAND", "msb exec --help"]);
+    assert_refused(&machine.msb(&["__vmm", "{}"]), &["VMM process"]);
+    assert!(!machine.home().exists());
+}
+
+#[test]
+fn help_and_version_are_data() {
+    let machine = Machine::new();
+    for arguments in [&["--help"][..], &["--version"], &["run", "--help"]] {
+        let output = machine.msb(arguments);
+        assert!(
+            output.status.success() && output.stderr.is_empty() && !output.stdout.is_empty(),
+            "{output:?}"
+        );
+    }
+}
+
+#[test]
+fn a_sandbox_that_cannot_be_is_refused_and_leaves_nothing() {
+    let machine = Machine::new().with_files(b"");
+    let cases: [(&[&str], &[&str]); 9] = [
+        (&["--name", "Box"], &["'Box'", "'B'"]),
+        (&["--name", "-"], &["'-'"]),
+        (&["--name", "0123456789ab"], &["looks like a sandbox id"]),
+        (&["--memory", "63M"], &["63M", "at least 64M"]),
+        (&["--memory", "4000000G"], &["4000000G"]),
+        (&["--memory", "3000000M"], &["more than the", "this host has"]),
+        (&["--cpus", "0"], &["1 to 32 CPUs"]),
+        (&["--env", "1=2"], &["'1' is no name"]),
+        (
+            &["--kernel", "/nonexistent/vmlinux"],
+            &["/nonexistent/vmlinux", "No such file"],
+        ),
+    ];
+    for (arguments, parts) in cases {
+        assert_refused(&machine.msb(&[&["create"], arguments].concat()), parts);
+        assert_refused(&machine.msb(&[&["run"], arguments, &["--", "true"]].concat()), parts);
+    }
+    let missing = ["create", "--authorized-key", "/nonexistent/key.pub"];
+    assert_refused(&machine.msb(&missing), &["/nonexistent/key.pub"]);
+    assert_eq!(machine.sandboxes(), [""; 0]);
+}
+
+#[test]
+fn a_name_is_given_once() {
+    let machine = Machine::new();
+    let id = machine.id_of_new(&["--name", "box"]);
+    assert_refused(
+        &machine.msb(&["create", "--no-start", "--name", "box"]),
+        &["'box' is taken", &id, "msb rm box"],
+    );
+    assert_eq!(machine.sandboxes(), [id]);
+    assert!(machine.msb(&["rm", "box"]).status.success());
+    machine.id_of_new(&["--name", "box"]);
+}
+
+#[test]
+fn an_unknown_sandbox_is_named_by_every_verb() {
+    let machine = Machine::new();
+    for verb in [
+        "start",
+        "stop",
+        "kill",
+        "rm",
+        "inspect",
+        "logs",
+        "wait",
+        "ssh",
+        "ssh-bridge",
+    ] {
+        assert_refused(
+            &machine.msb(&[verb, "nobody"]),
+            &["there is no sandbox 'nobody'", "msb ls"],
+        );
+    }
+    assert_refused(
+        &machine.msb(&["exec", "nobody", "--", "true"]),
+        &["there is no sandbox 'nobody'"],
+    );
+    assert!(!machine.home().exists());
+}
+
+#[test]
+fn connecting_to_what_does_not_run_names_the_command_that_starts_it() {
+    let machine = Machine::new();
+    machine.id_of_new(&["--name", "box"]);
+    let verbs: [&[&str]; 4] = [
+        &["ssh-bridge", "box.msb"],
+        &["ssh-bridge", "--fdpass", "box"],
+        &["ssh", "box"],
+        &["exec", "box", "--", "true"],
+    ];
+    for verb in verbs {
+        assert_refused(&machine.msb(verb), &["created", "msb start box"]);
+    }
+}
+
+#[test]
+fn a_sandbox_is_shown_with_a_stable_schema() {
+    let machine = Machine::new();
+    let id = machine.id_of_new(&["--name", "box", "--memory", "1G", "--cpus", "2", "--env", "A=b"]);
+    let inspected: serde_json::Value = serde_json::from_slice(&machine.msb(&["inspect", "box"]).stdout).unwrap();
+    let listed: serde_json::Value = serde_json::from_slice(&machine.msb(&["ls", "--json"]).stdout).unwrap();
+    assert_eq!(listed[0], inspected);
+    let keys: Vec<&str> = inspected.as_object().unwrap().keys().map(String::as_str).collect();
+    let expected = "agent cmdline cpus created_at directory disks ended_at env exit_reason host id kernel memory_mib \
+                    message name pid ready_at socket started_at state timings";
+    assert_eq!(keys, expected.split_whitespace().collect::<Vec<_>>());
+    for (key, value) in [
+        ("id", id.as_str()),
+        ("name", "box"),
+        ("state", "created"),
+        ("host", "box.msb"),
+    ] {
+        assert_eq!(inspected[key], value);
+    }
+    assert_eq!(
+        (&inspected["cpus"], &inspected["memory_mib"]),
+        (&2.into(), &1024.into())
+    );
+    let table = String::from_utf8(machine.msb(&["ls"]).stdout).unwrap();
+    assert!(
+        table.starts_with("NAME") && table.contains(&id) && table.contains("created"),
+        "{table}"
+    );
+}
+
+#[test]
+fn what_does_not_run_can_be_stopped_and_waited_for_but_not_killed() {
+    let machine = Machine::new();
+    machine.id_of_new(&["--name", "box"]);
+    assert!(machine.msb(&["stop", "box"]).status.success());
+    assert!(machine.msb(&["wait", "box"]).status.success());
+    assert_refused(&machine.msb(&["kill", "box"]), &["not running"]);
+}
+
+#[test]
+fn a_failure_keeps_no_other_sandbox_from_its_turn() {
+    let machine = Machine::new();
+    machine.id_of_new(&["--name", "box"]);
+    assert_refused(&machine.msb(&["rm", "nobody", "box"]), &["nobody"]);
+    assert_eq!(machine.sandboxes(), [""; 0]);
+}
+
+#[test]
+fn without_msbs_files_the_command_that_builds_them_is_named() {
+    let machine = Machine::new();
+    for arguments in [&["create"][..], &["run", "--", "true"]] {
+        assert_refused(&machine.msb(arguments), &["vmlinux is missing", "scripts/build"]);
+    }
+    assert_eq!(machine.sandboxes(), [""; 0]);
+    machine.id_of_new(&["--name", "box"]);
+    assert_refused(&machine.msb(&["start", "box"]), &["cannot start box", "scripts/build"]);
+    assert_eq!(machine.sandboxes().len(), 1);
+}
+
+#[test]
+fn a_kernel_that_is_none_is_told_by_the_vmm_process() {
+    for kernel in [&b"not an ELF file"[..], b"\x7fELF", b""] {
+        let machine = Machine::new().with_files(kernel);
+        assert_refused(
+            &machine.msb(&["run", "--", "true"]),
+            &["cannot run a sandbox", "vmlinux"],
+        );
+        assert_refused(
+            &machine.msb(&["create", "--name", "box"]),
+            &["cannot create sandbox box", "vmlinux"],
+        );
+        assert_eq!(machine.sandboxes(), [""; 0]);
+        machine.id_of_new(&["--name", "box"]);
+        assert_refused(&machine.msb(&["start", "box"]), &["cannot start box", "vmlinux"]);
+        let waited = machine.msb(&["wait", "--json", "box"]);
+        assert_eq!(waited.status.code(), Some(1));
+        let view: serde_json::Value = serde_json::from_slice(&waited.stdout).unwrap();
+        assert_eq!(
+            (&view["state"], &view["exit_reason"]),
+            (&"crashed".into(), &"vmm-error".into())
+        );
+        assert_eq!(std::fs::read_dir(machine.dir.path().join("run")).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn a_socket_path_that_is_too_long_is_refused() {
+    let machine = Machine::new();
+    let long = format!("/tmp/{}", "x".repeat(100));
+    let output = machine
+        .command(&["create", "--no-start"])
+        .env("MSB_RUNTIME_DIR", long)
+        .output()
+        .unwrap();
+    assert_refused(&output, &["at most 107", "MSB_RUNTIME_DIR"]);
+}
+
+#[test]
+fn without_a_home_the_variable_to_set_is_named() {
+    let machine = Machine::new();
+    let output = machine
+        .command(&["ls"])
+        .env_remove("MSB_HOME")
+        .env_remove("HOME")
+        .output()
+        .unwrap();
+    assert_refused(&output, &["MSB_HOME"]);
+}
+
+#[test]
+fn the_logs_of_what_never_ran_are_empty() {
+    let machine = Machine::new();
+    machine.id_of_new(&["--name", "box"]);
+    for arguments in [
+        &["logs", "box"][..],
+        &["logs", "--follow", "box"],
+        &["logs", "--vmm", "box"],
+    ] {
+        let output = machine.msb(arguments);
+        assert!(output.status.success() && output.stdout.is_empty(), "{output:?}");
+    }
+}
+
+#[test]
+fn doctor_names_what_is_missing_and_how_to_mend_it() {
+    let machine = Machine::new();
+    let output = machine.msb(&["doctor", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["healthy"], false);
+    let checks = report["checks"].as_array().unwrap();
+    let named = |name: &str| checks.iter().find(|check| check["name"] == name).unwrap();
+    assert_eq!(named("files")["verdict"], "failed");
+    assert!(named("files")["mend"].as_str().unwrap().contains("scripts/build"));
+    assert_eq!(named("guest")["verdict"], "skipped");
+    let quiet = machine.msb(&["doctor", "--probe", "--quiet"]);
+    assert_eq!((quiet.status.code(), quiet.stdout.len()), (Some(1), 0));
+}
+
+#[test]
+fn a_completion_script_completes_the_verbs() {
+    let script = Machine::new().msb(&["completion", "bash"]).stdout;
+    assert!(String::from_utf8(script).unwrap().contains("ssh-bridge"));
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let machine = Machine::new();
+    machine.id_of_new(&[]);
+    let mut child = machine
+        .command(&["ls"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
+fn output_that_cannot_be_written_is_an_error() {
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = Machine::new()
+        .command(&["completion", "bash"])
+        .stdout(full)
+        .output()
+        .unwrap();
+    assert_refused(&output, &["standard output", "No space left on device"]);
+}
