@@ -65,7 +65,8 @@ enum Descriptor {
 
 impl Descriptor {
     fn new(descriptor: OwnedFd, interest: Interest) -> io::Result<Self> {
-        match AsyncFd::register_with_interest(descriptor, interest) {
+        // SAFETY: an OwnedFd is open, always the same, and owned by the AsyncFd until that is dropped.
+        match unsafe { AsyncFd::register_with_interest(descriptor, interest) } {
             Ok(polled) => Ok(Self::Polled(polled)),
             Err(refused) => match refused.into_parts() {
                 (descriptor, error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(Self::Direct(descriptor)),
