@@ -80,15 +80,15 @@ pub async fn examine(store: &Store, boot_timeout: Duration) -> Vec<Check> {
     let needed = checks.iter().find(|check| check.verdict == Verdict::Failed);
     let guest = match needed {
         Some(check) => Check::skipped("guest", format!("no guest was booted, because of {}", check.name)),
-        None => guest(boot_timeout).await,
+        None => guest(store, boot_timeout).await,
     };
     checks.push(guest);
     checks
 }
 
-/// Boots a guest in a store of its own and says whether it got ready.
-pub async fn guest(boot_timeout: Duration) -> Check {
-    match probe::boot(boot_timeout).await {
+/// Boots a guest and says whether it got ready.
+pub async fn guest(store: &Store, boot_timeout: Duration) -> Check {
+    match probe::boot(store, boot_timeout).await {
         Ok(ready) => Check::ok(
             "guest",
             format!("a guest booted and served SSH after {} ms", ready.as_millis()),

@@ -147,7 +147,7 @@ fn derive(held: bool, records: Records) -> State {
         (true, None, None) => State::Starting { run: Some(run) },
         (false, Some(exit), _) => ended(exit),
         (false, None, _) => State::Crashed {
-            message: format!("the VMM process {} died without a word", run.process.pid),
+            message: format!("the VMM process {} died without a word; see `msb logs --vmm`", run.process.pid),
             exit: None,
         },
     }
@@ -247,7 +247,7 @@ mod tests {
         };
         assert_eq!(
             derive(false, records).message(),
-            Some("the VMM process 7 died without a word")
+            Some("the VMM process 7 died without a word; see `msb logs --vmm`")
         );
     }
 }
