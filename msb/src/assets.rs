@@ -4,6 +4,9 @@ use std::env;
 use std::io;
 use std::path::{Path, PathBuf};
 
+/// What Linux calls the running program when its file was replaced.
+const REPLACED: &str = "msb (deleted)";
+
 /// The guest kernel and the built-in image.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Assets {
@@ -74,22 +77,23 @@ pub fn vmm_program() -> Result<PathBuf, AssetsError> {
 }
 
 /// The file of the msb program.
-fn own_program() -> io::Result<PathBuf> {
+///
+/// # Errors
+/// When the path of the running program is unknown.
+pub fn own_program() -> io::Result<PathBuf> {
     if let Some(program) = env::var_os("MSB_PROGRAM").filter(|value| !value.is_empty()) {
         return PathBuf::from(program).canonicalize();
     }
     let current = env::current_exe()?;
     match on_path() {
         Some(program) if !is_msb(&current) => program.canonicalize(),
+        _ if current.ends_with(REPLACED) => Ok(current.with_file_name("msb")),
         _ => Ok(current),
     }
 }
 
-/// Linux appends " (deleted)" to the path of a program whose file was replaced.
 fn is_msb(program: &Path) -> bool {
-    program
-        .file_name()
-        .is_some_and(|name| name == "msb" || name == "msb (deleted)")
+    program.ends_with("msb") || program.ends_with(REPLACED)
 }
 
 fn on_path() -> Option<PathBuf> {

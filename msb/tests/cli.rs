@@ -346,3 +346,16 @@ fn output_that_cannot_be_written_is_an_error() {
         .unwrap();
     assert_refused(&output, &["standard output", "No space left on device"]);
 }
+
+#[test]
+fn the_ssh_configuration_is_one_block_that_weakens_nothing() {
+    let machine = Machine::new();
+    let block = String::from_utf8(machine.msb(&["ssh-config"]).stdout).unwrap();
+    assert!(block.starts_with("Host *.msb\n"), "{block}");
+    assert!(block.contains("StrictHostKeyChecking yes"), "{block}");
+    assert!(
+        block.contains(&format!("MSB_HOME='{}'", machine.home().display())),
+        "{block}"
+    );
+    assert!(machine.home().join("client_key").exists());
+}

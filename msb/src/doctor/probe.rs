@@ -26,7 +26,10 @@ pub(super) enum ProbeError {
 /// Boots a guest that ends with this process at the latest, and says how long it took to serve SSH.
 pub(super) async fn boot(store: &Store, timeout: Duration) -> Result<Duration, ProbeError> {
     store.sweep()?;
-    let spec = SandboxSpec { memory: MEMORY, ..SandboxSpec::default() };
+    let spec = SandboxSpec {
+        memory: MEMORY,
+        ..SandboxSpec::default()
+    };
     let begun = Instant::now();
     let (sandbox, lock) = Sandbox::create_transient(store, spec, &[])?;
     let mut started = match sandbox.start_held(lock, Lifetime::OfStarter) {

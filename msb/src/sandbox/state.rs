@@ -147,7 +147,10 @@ fn derive(held: bool, records: Records) -> State {
         (true, None, None) => State::Starting { run: Some(run) },
         (false, Some(exit), _) => ended(exit),
         (false, None, _) => State::Crashed {
-            message: format!("the VMM process {} died without a word; see `msb logs --vmm`", run.process.pid),
+            message: format!(
+                "the VMM process {} died without a word; see `msb logs --vmm`",
+                run.process.pid
+            ),
             exit: None,
         },
     }
