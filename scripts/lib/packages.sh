@@ -26,6 +26,7 @@ emulation_needs='
 qemu-system-x86_64 qemu-system-x86
 modprobe kmod
 strip binutils
+xz xz-utils
 mkfs.ext4 e2fsprogs
 cpio cpio'
 # shellcheck disable=SC2034

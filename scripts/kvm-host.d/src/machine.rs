@@ -19,6 +19,10 @@ use crate::{Failure, failed};
 /// What is kept of the console and of QEMU's own messages.
 const CONSOLE_LIMIT: usize = 16 << 10;
 
+/// Ends a panic in an exit of QEMU, and leaves out what is slow on an emulated CPU.
+const KERNEL_OPTIONS: &str =
+    "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check lpj=8000000 cryptomgr.notests";
+
 /// What the machine is made of.
 #[derive(Debug)]
 pub(crate) struct Machine {
@@ -86,10 +90,7 @@ impl Machine {
         add("-m", &[&self.memory_mib.to_string()]);
         add("-kernel", &[&self.kernel]);
         add("-initrd", &[&self.initramfs]);
-        add(
-            "-append",
-            &[&"console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check"],
-        );
+        add("-append", &[&KERNEL_OPTIONS]);
         add("-display", &[&"none"]);
         add("-serial", &[&"stdio"]);
         add(
