@@ -40,10 +40,11 @@ use error::{CliError, OWN_ERROR, cannot};
 
 /// MicroVM sandboxes on KVM that stock ssh reaches with no network port
 #[derive(Debug, Parser)]
-#[command(name = "msb", version, propagate_version = true, disable_help_subcommand = true)]
+#[command(name = "msb", version, disable_help_subcommand = true)]
 #[command(after_help = "\
-Exit status: the remote command's own; 128+n when it died of signal n; 255 when the connection failed; 125 for errors
-of msb itself.
+Exit status:
+  that of the remote command; 128+n when it died of signal n;
+  255 when the connection failed; 125 for errors of msb itself
 
 Examples:
   msb run -- uname -a            a command in a sandbox of its own

@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
 use super::Sandbox;
-use super::records::{ExitRecord, ReadyRecord};
+use super::records::{ExitReason, ExitRecord, ReadyRecord};
 use crate::assets::{self, Assets, AssetsError};
 use crate::store::lock::RunLock;
 use crate::store::{StoreError, files};
@@ -34,7 +34,7 @@ pub enum StartError {
     #[error(transparent)]
     Spawn(#[from] SpawnError),
     /// It ended before it was ready, and said why.
-    #[error("{}", .0.message)]
+    #[error("{}{}", prefix(.0.reason), .0.message)]
     Ended(ExitRecord),
     /// The VMM process ended without saying why.
     #[error("the VMM process died without a word{}", last_words(.0))]
@@ -53,6 +53,14 @@ pub enum StartError {
         /// The last line of its console.
         console: String,
     },
+}
+
+/// What a message about the end needs in front to tell of a start that failed.
+fn prefix(reason: ExitReason) -> &'static str {
+    match reason {
+        ExitReason::Killed | ExitReason::Shutdown => "it ended before it was ready: ",
+        ExitReason::GuestReset | ExitReason::VmmError => "",
+    }
 }
 
 fn last_words(line: &Option<String>) -> String {

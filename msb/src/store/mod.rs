@@ -11,7 +11,7 @@ mod sweep;
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::PathBuf;
 
 use files::FileError;
@@ -270,7 +270,12 @@ impl Store {
         }
         let path = self.layout.lock();
         let open = || {
-            let file = File::options().create(true).truncate(false).write(true).open(&path)?;
+            let file = File::options()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .mode(0o600)
+                .open(&path)?;
             file.lock()?;
             Ok(file)
         };

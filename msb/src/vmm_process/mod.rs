@@ -70,6 +70,8 @@ pub fn run(json: &str) -> Result<(), serde_json::Error> {
     };
     let args: VmmArgs = serde_json::from_str(json)?;
     log_to_stderr();
+    // All that this process makes is its user's alone, sockets included.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     rustix::thread::set_name(c"msb-vmm").unwrap_or_default();
     let lock = RunLock::inherited(inherit(args.lock_fd));
     let status = UnixStream::from(inherit(args.status_fd));
