@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use russh::keys::{Algorithm, PublicKey};
 use russh::server::{Auth, ChannelOpenHandle, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
@@ -104,20 +104,28 @@ impl Handler {
             return Ok(session.channel_failure(id)?);
         };
         session.channel_success(id)?;
+        let end = EndGuest(end_guest);
         tokio::spawn(async move {
             outlet.finish(Some(std::process::ExitStatus::default())).await;
-            // The guest's end ends this process as well: let the session send the answer first.
-            for _ in 0..FAREWELL_TURNS {
-                tokio::task::yield_now().await;
-            }
-            end_guest();
+            tokio::time::sleep(FAREWELL).await;
+            drop(end);
         });
         Ok(())
     }
 }
 
-/// Turns of the runtime in which the session sends what is queued: one for the reply, one for each closing message.
-const FAREWELL_TURNS: usize = 16;
+/// How long a client that asked for the end of the guest may stay connected before it ends.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Ends the guest when dropped: with its connection at the latest, so that the client has its answer and no accident
+/// of the connection forgets the request.
+struct EndGuest(fn());
+
+impl Drop for EndGuest {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
 
 fn lock(channels: &Mutex<Channels>) -> MutexGuard<'_, Channels> {
     channels.lock().unwrap_or_else(PoisonError::into_inner)
