@@ -27,7 +27,6 @@ use super::host_stream::{HostStream, Received};
 use super::poller::{Interest, Readiness};
 use super::timers::after;
 
-
 /// What identifies a connection. The context IDs are always those of this guest and the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Key {
@@ -170,6 +169,11 @@ impl Connection {
     /// Whether the guest must be sent an `RST`. Says so once.
     pub(super) fn take_reset(&mut self) -> bool {
         std::mem::take(&mut self.owes_reset)
+    }
+
+    /// Whether a client waits for the guest to accept.
+    pub(super) fn is_waiting(&self) -> bool {
+        matches!(self.state, State::Requesting { .. } | State::Held { .. })
     }
 
     /// Whether the connection is over for the guest.
@@ -367,7 +371,9 @@ impl Connection {
         if std::mem::take(&mut self.pending.response) {
             return Some(self.header(Op::Response, 0, 0));
         }
-        if !self.pending.shutdown
+        // What a closed host end has left is little, and a single `SHUTDOWN` can follow it; an open one may write
+        // forever.
+        if (!self.pending.shutdown || self.hung_up)
             && self.wants_to_send_data()
             && let Some(len) = self.read_data(payload, now)
         {

@@ -140,6 +140,12 @@ impl Vsock {
         }
     }
 
+    /// How much the device holds.
+    #[cfg(test)]
+    pub(super) fn sizes(&self) -> super::muxer::Sizes {
+        self.muxer.sizes()
+    }
+
     fn wake(&self) {
         // A full counter is readable too.
         let _ = self.changed.write(1);

@@ -143,16 +143,20 @@ impl AsFd for HostStream {
 }
 
 impl Drop for HostStream {
-    /// Closes so that the host end sees an end of file: closing a Unix socket with unread bytes would give it
-    /// `ECONNRESET`. No more is read than a socket buffer holds.
     fn drop(&mut self) {
-        let _ = self.stream.shutdown(Shutdown::Both);
-        let mut scratch = [0; 4096];
-        for _ in 0..128 {
-            match rustix::net::recv(self.stream.as_fd(), &mut scratch, RecvFlags::DONTWAIT) {
-                Ok((n, _)) if n > 0 => {}
-                _ => break,
-            }
+        end(&self.stream);
+    }
+}
+
+/// Ends a stream so that the other end sees an end of file: closing a Unix socket with unread bytes would give it
+/// `ECONNRESET`. No more is read than a socket buffer holds.
+pub(super) fn end(stream: &UnixStream) {
+    let _ = stream.shutdown(Shutdown::Both);
+    let mut scratch = [0; 4096];
+    for _ in 0..128 {
+        match rustix::net::recv(stream.as_fd(), &mut scratch, RecvFlags::DONTWAIT) {
+            Ok((n, _)) if n > 0 => {}
+            _ => break,
         }
     }
 }

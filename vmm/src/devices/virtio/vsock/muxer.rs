@@ -13,7 +13,7 @@ use super::handshake::Handshake;
 use super::header::{HOST_CID, Header, Op, TYPE_STREAM};
 use super::hold::Hold;
 use super::host_ports::HostPorts;
-use super::host_stream::HostStream;
+use super::host_stream::{self, HostStream};
 use super::listener::Listener;
 use super::packet::TxPacket;
 use super::poller::{Interest, Poller, Readiness, Token};
@@ -169,11 +169,11 @@ impl Muxer {
     /// The driver is gone, and with it all connections. Clients that wait for the guest go on waiting.
     pub(super) fn driver_is_gone(&mut self, cx: &mut Context<'_>) {
         self.guest_ready = false;
-        for slot in self.connections.indices() {
+        for slot in self.connections.indices(|_| true) {
             self.with_connection(slot, cx, |connection, _| connection.driver_is_gone());
         }
         self.rx.clear();
-        for slot in self.connections.indices() {
+        for slot in self.connections.indices(|_| true) {
             self.with_connection(slot, cx, |_, _| {});
         }
     }
@@ -186,6 +186,10 @@ impl Muxer {
                 self.timers.set(TimerKey::Connection(slot), entry.connection.deadline());
                 if let Err(error) = entry.watch(slot, cx.poller) {
                     tracing::debug!("cannot watch a vsock connection: {error}");
+                    let key = entry.connection.key();
+                    if !entry.connection.is_detached() {
+                        self.rx.push_reset(Reset::of(key));
+                    }
                     self.remove_connection(slot, cx);
                 }
             }
@@ -282,6 +286,7 @@ impl Muxer {
         self.timers.set(TimerKey::Handshake(slot), None);
         if let Some(handshake) = self.handshakes.remove(slot) {
             cx.poller.remove(handshake.stream().as_fd());
+            host_stream::end(handshake.stream());
         }
     }
 
@@ -334,7 +339,7 @@ impl Muxer {
     /// The guest has come up: clients that wait for it are tried again at once.
     fn guest_is_ready(&mut self, cx: &mut Context<'_>) {
         self.guest_ready = true;
-        for slot in self.connections.indices() {
+        for slot in self.connections.indices(|entry| entry.connection.is_waiting()) {
             self.with_connection(slot, cx, Connection::guest_is_ready);
         }
     }
@@ -383,12 +388,7 @@ impl Muxer {
         let result = f(connection, cx.now);
         let key = connection.key();
         if connection.take_reset() {
-            self.rx.push_reset(Reset {
-                src_cid: HOST_CID,
-                src_port: key.host_port,
-                dst_port: key.guest_port,
-                kind: TYPE_STREAM,
-            });
+            self.rx.push_reset(Reset::of(key));
         }
         if connection.has_rx() {
             self.rx.push_connection(slot);
@@ -437,6 +437,33 @@ impl Muxer {
             flags: 0,
             buf_alloc: 0,
             fwd_cnt: 0,
+        }
+    }
+}
+
+/// How much the muxer holds.
+#[cfg(test)]
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Sizes {
+    pub(super) connections: usize,
+    pub(super) named: usize,
+    pub(super) handshakes: usize,
+    pub(super) queued_resets: usize,
+    pub(super) queued_connections: usize,
+    pub(super) deadlines: usize,
+}
+
+#[cfg(test)]
+impl Muxer {
+    pub(super) fn sizes(&self) -> Sizes {
+        let (queued_resets, queued_connections) = self.rx.lens();
+        Sizes {
+            connections: self.connections.len(),
+            named: self.keys.len(),
+            handshakes: self.handshakes.len(),
+            queued_resets,
+            queued_connections,
+            deadlines: self.timers.len(),
         }
     }
 }

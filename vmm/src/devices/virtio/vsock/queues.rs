@@ -18,8 +18,8 @@ use crate::memory::GuestMemory;
 /// The sizes of the receive, transmit and event queue.
 pub(super) const QUEUE_SIZES: [u16; 3] = [256; 3];
 
-/// Descriptor chains handled before other events get a turn.
-const BUDGET: usize = 1024;
+/// Descriptor chains handled before other events get a turn, so that a bulk transfer leaves room for others.
+const BUDGET: usize = 256;
 
 /// The queues from the driver's start of the device until its reset.
 #[derive(Debug)]

@@ -2,6 +2,9 @@
 
 use std::collections::VecDeque;
 
+use super::connection::Key;
+use super::header::{HOST_CID, TYPE_STREAM};
+
 /// A refusal to something that is no connection (any more).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Reset {
@@ -13,6 +16,18 @@ pub(super) struct Reset {
     pub(super) dst_port: u32,
     /// The packet type that the guest used.
     pub(super) kind: u16,
+}
+
+impl Reset {
+    /// For a connection.
+    pub(super) fn of(key: Key) -> Self {
+        Self {
+            src_cid: HOST_CID,
+            src_port: key.host_port,
+            dst_port: key.guest_port,
+            kind: TYPE_STREAM,
+        }
+    }
 }
 
 /// Resets first, because they exist nowhere else; then connections in turn, each at most once in the queue.

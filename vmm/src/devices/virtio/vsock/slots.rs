@@ -58,11 +58,11 @@ impl<T> Slots<T> {
         Some(value)
     }
 
-    /// The indices of all values.
-    pub(super) fn indices(&self) -> Vec<u16> {
+    /// The indices of the values for which `condition` holds.
+    pub(super) fn indices(&self, condition: impl Fn(&T) -> bool) -> Vec<u16> {
         (0..=u16::MAX)
             .zip(&self.values)
-            .filter(|(_, value)| value.is_some())
+            .filter(|(_, value)| value.as_ref().is_some_and(&condition))
             .map(|(index, _)| index)
             .collect()
     }
@@ -88,7 +88,7 @@ mod tests {
         slots.insert('b').unwrap();
         assert_eq!(slots.remove(0), Some('a'));
         assert_eq!(slots.remove(0), None);
-        assert_eq!(slots.indices(), [1]);
+        assert_eq!(slots.indices(|_| true), [1]);
         assert_eq!(slots.insert('c'), Ok(0));
         assert_eq!(slots.get_mut(0), Some(&mut 'c'));
         assert_eq!(slots.len(), 2);

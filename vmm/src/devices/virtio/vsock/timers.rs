@@ -64,6 +64,13 @@ impl Timers {
         }
     }
 
+    /// How many deadlines there are.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        assert_eq!(self.queue.len(), self.deadlines.len());
+        self.queue.len()
+    }
+
     /// Takes a deadline that has passed.
     pub(super) fn pop_due(&mut self, now: Instant) -> Option<TimerKey> {
         let &(deadline, key) = self.queue.first()?;
