@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 
 use super::budget::Budget;
 use super::channel::{Login, SessionChannel};
+use super::forward::{self, Forward};
 use super::input::Input;
 use super::outlet::Outlet;
 use super::process::Program;
@@ -29,7 +30,33 @@ const SFTP: &str = "sftp";
 /// The subsystem with which root ends the guest.
 const SHUTDOWN: &str = "shutdown@msb";
 
-type Channels = HashMap<ChannelId, SessionChannel>;
+type Channels = HashMap<ChannelId, Open>;
+
+/// What a channel is for.
+enum Open {
+    Session(SessionChannel),
+    Forward(Forward),
+}
+
+impl Open {
+    fn input(&self) -> &Input {
+        match self {
+            Self::Session(channel) => channel.input(),
+            Self::Forward(forward) => forward.input(),
+        }
+    }
+
+    fn session(&mut self) -> Option<&mut SessionChannel> {
+        match self {
+            Self::Session(channel) => Some(channel),
+            Self::Forward(_) => None,
+        }
+    }
+}
+
+fn session_of(channels: &mut Channels, id: ChannelId) -> Option<&mut SessionChannel> {
+    channels.get_mut(&id).and_then(Open::session)
+}
 
 /// Serves one connection.
 pub(super) struct Handler {
@@ -56,6 +83,14 @@ impl Handler {
         lock(&self.channels)
     }
 
+    /// The two ends of a channel that is opened.
+    fn ends(&self, channel: Channel<Msg>, session: &Session) -> (Outlet, Input) {
+        // Input is taken in data(), where it never blocks; what nobody reads must not fill the other half.
+        let (_, writer) = channel.split();
+        let outlet = Outlet::new(writer, session.handle(), Arc::clone(&self.budget));
+        (outlet, Input::new(Arc::clone(&self.budget)))
+    }
+
     /// Who logs in with `key` as `name`, if that is allowed.
     fn admit(&self, name: &str, key: &PublicKey, algorithm: &Algorithm) -> Option<Login> {
         // SHA-1 signatures.
@@ -72,7 +107,7 @@ impl Handler {
         let Some(login) = self.login.clone() else {
             return Ok(session.channel_failure(id)?);
         };
-        let started = match self.channels().get_mut(&id) {
+        let started = match session_of(&mut self.channels(), id) {
             Some(channel) if channel.is_unstarted() => channel.start(program, &login, &self.settings),
             _ => return Ok(session.channel_failure(id)?),
         };
@@ -99,7 +134,7 @@ impl Handler {
             .login
             .as_ref()
             .is_some_and(|login| login.user.is_root() && login.options.command.is_none());
-        let outlet = self.channels().get(&id).map(SessionChannel::outlet);
+        let outlet = session_of(&mut self.channels(), id).map(|channel| channel.outlet());
         let (Some(end_guest), Some(outlet), true) = (self.settings.end_guest, outlet, is_root) else {
             return Ok(session.channel_failure(id)?);
         };
@@ -125,6 +160,22 @@ impl Drop for EndGuest {
     fn drop(&mut self) {
         (self.0)();
     }
+}
+
+/// Connects, answers the client, and moves data until the connection ends.
+async fn run_forward(channels: Arc<Mutex<Channels>>, id: ChannelId, host: String, port: u16, reply: ChannelOpenHandle) {
+    match forward::connect(&host, port).await {
+        Ok(stream) => {
+            let running = match lock(&channels).get(&id) {
+                Some(Open::Forward(forward)) => forward.run(stream),
+                _ => return,
+            };
+            reply.accept().await;
+            running.await;
+        }
+        Err(_) => reply.reject(ChannelOpenFailure::ConnectFailed).await,
+    }
+    lock(&channels).remove(&id);
 }
 
 fn lock(channels: &Mutex<Channels>) -> MutexGuard<'_, Channels> {
@@ -175,12 +226,47 @@ impl russh::server::Handler for Handler {
             return Ok(());
         }
         let id = channel.id();
-        // Input is taken in data(), where it never blocks; what nobody reads must not fill the other half.
-        let (_, writer) = channel.split();
-        let outlet = Outlet::new(writer, session.handle(), Arc::clone(&self.budget));
-        let input = Input::new(Arc::clone(&self.budget));
-        self.channels().insert(id, SessionChannel::new(outlet, input));
+        let (outlet, input) = self.ends(channel, session);
+        self.channels()
+            .insert(id, Open::Session(SessionChannel::new(outlet, input)));
         reply.accept().await;
+        Ok(())
+    }
+
+    async fn channel_open_direct_tcpip(
+        &mut self,
+        channel: Channel<Msg>,
+        host: &str,
+        port: u32,
+        _origin: &str,
+        _origin_port: u32,
+        reply: ChannelOpenHandle,
+        session: &mut Session,
+    ) -> Result<(), SessionError> {
+        let permitted = |port: &u16| {
+            self.login
+                .as_ref()
+                .is_some_and(|login| forward::is_permitted(&login.options, host, *port))
+        };
+        let Some(port) = u16::try_from(port).ok().filter(permitted) else {
+            reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
+            return Ok(());
+        };
+        if self.channels().len() >= MAX_CHANNELS {
+            reply.reject(ChannelOpenFailure::ResourceShortage).await;
+            return Ok(());
+        }
+        let id = channel.id();
+        let (outlet, input) = self.ends(channel, session);
+        self.channels().insert(id, Open::Forward(Forward::new(outlet, input)));
+        // Connecting takes as long as it takes, and no other channel waits for it.
+        tokio::spawn(run_forward(
+            Arc::clone(&self.channels),
+            id,
+            host.to_owned(),
+            port,
+            reply,
+        ));
         Ok(())
     }
 
@@ -218,10 +304,7 @@ impl russh::server::Handler for Handler {
         value: &str,
         session: &mut Session,
     ) -> Result<(), SessionError> {
-        let set = self
-            .channels()
-            .get_mut(&id)
-            .is_some_and(|channel| channel.set_variable(name, value));
+        let set = session_of(&mut self.channels(), id).is_some_and(|channel| channel.set_variable(name, value));
         answer(session, id, set)
     }
 
@@ -247,9 +330,7 @@ impl russh::server::Handler for Handler {
             .clone()
             .filter(|login| login.options.pty && !term.contains('\0'));
         let mut channels = lock(&self.channels);
-        let channel = channels
-            .get_mut(&id)
-            .filter(|channel| channel.is_unstarted() && !channel.has_terminal());
+        let channel = session_of(&mut channels, id).filter(|channel| channel.is_unstarted() && !channel.has_terminal());
         let (Some(login), Some(channel)) = (login, channel) else {
             return answer(session, id, false);
         };
@@ -276,18 +357,15 @@ impl russh::server::Handler for Handler {
             width,
             height,
         };
-        let done = self
-            .channels()
-            .get(&id)
-            .is_some_and(|channel| channel.resize(size).is_ok());
+        let done = session_of(&mut self.channels(), id).is_some_and(|channel| channel.resize(size).is_ok());
         answer(session, id, done)
     }
 
     async fn signal(&mut self, id: ChannelId, signal: Sig, session: &mut Session) -> Result<(), SessionError> {
         let number = signals::number(&signal);
-        let channels = lock(&self.channels);
+        let mut channels = lock(&self.channels);
         let done = number
-            .zip(channels.get(&id))
+            .zip(session_of(&mut channels, id))
             .is_some_and(|(number, channel)| channel.signal(number).is_ok());
         drop(channels);
         answer(session, id, done)

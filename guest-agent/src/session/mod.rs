@@ -19,6 +19,7 @@ mod budget;
 mod channel;
 mod conversation;
 mod environment;
+mod forward;
 mod handler;
 mod input;
 mod outlet;

@@ -69,8 +69,19 @@ impl Outlet {
         if let Some(status) = status {
             self.report(status).await;
         }
-        // A client that is gone needs no end.
+        self.end().await;
+        self.close().await;
+    }
+
+    /// Says that no more output comes. A client that is gone need not hear it.
+    pub(super) async fn end(&self) {
+        self.budget.wake();
         let _ = self.writer.eof().await;
+    }
+
+    /// Closes the channel.
+    pub(super) async fn close(&self) {
+        self.budget.wake();
         let _ = self.writer.close().await;
     }
 

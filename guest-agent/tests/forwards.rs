@@ -1,0 +1,67 @@
+//! Connections that the client makes through the box.
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener};
+use std::process::Stdio;
+use std::thread;
+
+use support::{Server, assert_success, output, output_with_input, pattern, stdout};
+
+/// Answers one connection with a greeting, then with all that it got once that has ended.
+fn echo_after_end() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(b"hello ").unwrap();
+        let mut received = Vec::new();
+        stream.read_to_end(&mut received).unwrap();
+        stream.write_all(&received).unwrap();
+        stream.shutdown(Shutdown::Both).unwrap();
+    });
+    port
+}
+
+#[test]
+fn each_direction_ends_by_itself() {
+    let port = echo_after_end();
+    let data = pattern(3 << 20);
+    let target = format!("127.0.0.1:{port}");
+    let output = output_with_input(&mut Server::new().ssh(&["-W", &target, "box"]), &data);
+    assert_success(&output);
+    assert!(
+        output.stdout == [b"hello ", data.as_slice()].concat(),
+        "{} bytes",
+        output.stdout.len()
+    );
+}
+
+#[test]
+fn a_refused_connection_fails() {
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let target = format!("127.0.0.1:{closed}");
+    let output = output(
+        Server::new()
+            .ssh(&["-o", "LogLevel=INFO", "-W", &target, "box"])
+            .stdin(Stdio::null()),
+    );
+    assert_eq!(output.status.code(), Some(255));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("connect failed"));
+}
+
+#[test]
+fn a_key_without_forwarding_connects_nowhere() {
+    let port = echo_after_end();
+    let target = format!("127.0.0.1:{port}");
+    let server = Server::with_options("no-port-forwarding");
+    let refused = output(
+        server
+            .ssh(&["-o", "LogLevel=INFO", "-W", &target, "box"])
+            .stdin(Stdio::null()),
+    );
+    assert_eq!(refused.status.code(), Some(255));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("administratively prohibited"));
+    assert_eq!(stdout(&server.run("echo still")), "still\n");
+}
