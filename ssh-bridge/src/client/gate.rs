@@ -1,16 +1,14 @@
 //! Bounds what a connection holds of received data.
 //!
-//! russh's client grants new window whenever data arrives, and its [`Handler`](russh::client::Handler) cannot change how
-//! much. So the bound is one layer below: while sessions hold more than the limit, nothing more is read from the
-//! transport, and the guest's own window fills. What the client sends, keystrokes and signals above all, goes on.
+//! russh's client grants a channel its full window whenever data arrives; unlike on the server, what its handler returns
+//! from `adjust_window` is not used. So the bound is one layer below: while sessions hold more than the limit, nothing
+//! more is read from the transport. Then all channels wait, and as the guest's end does not read either while it cannot
+//! write, so does what is sent to it: the limit is for readers that fell far behind, not for pacing.
 
-use std::io;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use msb_protocol::receive_budget::ReceiveBudget;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Counts received data, and stops the reading of more.
 #[derive(Debug)]
@@ -45,7 +43,8 @@ impl Gate {
         }
     }
 
-    fn poll_open(&self, context: &Context<'_>) -> Poll<()> {
+    /// Whether more may be read. If not, `context` is woken when that changes.
+    pub(super) fn poll_open(&self, context: &Context<'_>) -> Poll<()> {
         let mut state = self.state();
         if !state.budget.is_throttled() {
             return Poll::Ready(());
@@ -57,44 +56,5 @@ impl Gate {
     fn state(&self) -> MutexGuard<'_, State> {
         // Counters stay true whoever panicked.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A transport that is read only while its [`Gate`] is open.
-pub(super) struct GatedStream<S> {
-    stream: S,
-    gate: Arc<Gate>,
-}
-
-impl<S> GatedStream<S> {
-    pub(super) fn new(stream: S, gate: Arc<Gate>) -> Self {
-        Self { stream, gate }
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for GatedStream<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.gate.poll_open(context) {
-            Poll::Ready(()) => Pin::new(&mut self.stream).poll_read(context, buffer),
-            Poll::Pending => Poll::Pending,
-        }
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for GatedStream<S> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }

@@ -11,6 +11,7 @@ mod handler;
 mod session;
 mod stdio;
 mod terminal;
+mod transport;
 
 use std::borrow::Cow;
 use std::io;
@@ -30,8 +31,9 @@ pub use session::{Program, Session, SessionControl, SessionEvent, SessionEvents,
 pub use stdio::Stdio;
 pub use terminal::Pty;
 
-use gate::{Gate, GatedStream};
+use gate::Gate;
 use handler::{ClientHandler, HandlerError, Shared};
+use transport::Transport;
 
 /// Bytes a channel may receive before it must be granted more.
 const WINDOW: u32 = 2 * 1024 * 1024;
@@ -238,11 +240,8 @@ impl SshClient {
         let gate = Arc::new(Gate::new(WINDOW, receive_limit));
         let shared = Arc::new(Shared::new(Arc::clone(&gate)));
         let handler = ClientHandler::new(host_key.clone(), Arc::clone(&shared));
-        let connected = russh::client::connect_stream(
-            Arc::new(preferences(&host_key)),
-            GatedStream::new(stream, gate),
-            handler,
-        );
+        let connected =
+            russh::client::connect_stream(Arc::new(preferences(&host_key)), Transport::new(stream, gate), handler);
         let mut handle = connected.await.map_err(|error| match error {
             HandlerError::Ssh(error) => ClientError::Handshake(error),
             HandlerError::HostKey { presented } => ClientError::HostKey {
