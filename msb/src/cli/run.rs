@@ -20,6 +20,9 @@ use crate::{Sandbox, quote};
 /// How long a guest with a disk to write to may take to shut down.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a guest may take to end after its connections broke.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Run a command (default: a shell) in a sandbox made for it, and remove the sandbox
 ///
 /// The command has this one's standard input, output and error, and its arguments arrive exactly as given here. The
@@ -93,8 +96,13 @@ pub(super) fn run(args: RunArgs, context: &Context) -> Result<u8, CliError> {
             outcome = in_started(&mut started, &session, args.boot, &what, &mut timings) => outcome,
             status = interrupted => Ok(status),
         };
-        if has_data && outcome.is_ok() {
-            shut_down(&mut started).await;
+        match &outcome {
+            Ok(_) if has_data => shut_down(&mut started).await,
+            // If it broke because the guest is ending, that end is what to tell of.
+            Err(error) if error.status == TRANSPORT_ERROR => {
+                let _ = tokio::time::timeout(END_TIMEOUT, started.ended()).await;
+            }
+            _ => {}
         }
         let exit = started
             .discard()

@@ -1,5 +1,6 @@
 //! Making a sandbox.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -33,7 +34,7 @@ pub enum CreateError {
     NoAuthorizedKeys(PathBuf),
     /// The kernel gives no random bytes.
     #[error("cannot get random bytes for an id")]
-    Random(#[source] getrandom::Error),
+    Random(#[source] io::Error),
 }
 
 impl Sandbox {

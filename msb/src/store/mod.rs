@@ -64,7 +64,7 @@ pub enum StoreError {
     /// The pinned host keys could not be changed.
     #[error(transparent)]
     KnownHosts(#[from] KnownHostsError),
-    /// The host key could not be written.
+    /// The host key could not be encoded.
     #[error(transparent)]
     HostKey(#[from] KeyError),
 }
@@ -162,7 +162,12 @@ impl Store {
         let dir = self.layout.new_sandbox(id);
         files::create_private_dirs(dir.path())?;
         files::write_private(&dir.config(), &files::to_json(new.config))?;
-        new.host_key.save(&dir.host_key())?;
+        // Not by `KeyPair::save`: a directory that may vanish before its rename need not survive a power cut.
+        files::write_private(&dir.host_key(), new.host_key.to_openssh()?.as_bytes())?;
+        files::write_private(
+            &dir.host_key_pub(),
+            format!("{}\n", new.host_key.public_line()).as_bytes(),
+        )?;
         files::write_private(&dir.authorized_keys(), new.authorized_keys)?;
         files::write_private(&dir.lock(), b"")?;
         let run_lock = if transient {

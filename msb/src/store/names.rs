@@ -1,8 +1,10 @@
 //! Ids and names of sandboxes.
 
 use std::fmt;
+use std::io;
 use std::str::FromStr;
 
+use rustix::rand::GetRandomFlags;
 use serde::{Deserialize, Serialize};
 
 /// Hex digits of an id.
@@ -26,9 +28,10 @@ impl SandboxId {
     ///
     /// # Errors
     /// When the kernel gives no random bytes.
-    pub fn random() -> Result<Self, getrandom::Error> {
+    pub fn random() -> io::Result<Self> {
         let mut bytes = [0; ID_DIGITS / 2];
-        getrandom::fill(&mut bytes)?;
+        // Up to 256 bytes come whole or not at all (getrandom(2)).
+        rustix::rand::getrandom(&mut bytes, GetRandomFlags::empty())?;
         Ok(Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
     }
 
