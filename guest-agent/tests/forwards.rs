@@ -65,3 +65,31 @@ fn a_key_without_forwarding_connects_nowhere() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("administratively prohibited"));
     assert_eq!(stdout(&server.run("echo still")), "still\n");
 }
+
+#[test]
+fn a_unix_socket_is_reached_with_the_rights_of_the_user() {
+    let server = Server::new();
+    let (here, there) = (server.path("here"), server.path("there"));
+    let listener = std::os::unix::net::UnixListener::bind(&there).unwrap();
+    let answering = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut received = Vec::new();
+        stream.read_to_end(&mut received).unwrap();
+        stream.write_all(&received).unwrap();
+    });
+    let rule = format!("{}:{}", here.display(), there.display());
+    let mut ssh = server.ssh(&["-L", &rule, "box", "echo ready; cat"]);
+    let mut ssh = ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut ready = [0; 6];
+    ssh.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+
+    let mut stream = std::os::unix::net::UnixStream::connect(&here).unwrap();
+    stream.write_all(b"through").unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let mut echoed = String::new();
+    stream.read_to_string(&mut echoed).unwrap();
+    assert_eq!(echoed, "through");
+    answering.join().unwrap();
+    drop(ssh.stdin.take());
+    assert!(ssh.wait().unwrap().success());
+}

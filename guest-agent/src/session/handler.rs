@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 use super::budget::Budget;
 use super::channel::{Login, SessionChannel};
-use super::forward::{self, Forward};
+use super::forward::{Forward, Target};
 use super::input::Input;
 use super::outlet::Outlet;
 use super::process::Program;
@@ -129,6 +129,29 @@ impl Handler {
         }
     }
 
+    async fn open_forward(
+        &self,
+        channel: Channel<Msg>,
+        target: Option<Target>,
+        reply: ChannelOpenHandle,
+        session: &mut Session,
+    ) {
+        let permitted = target
+            .zip(self.login.clone())
+            .filter(|(target, login)| target.is_permitted(&login.options));
+        let Some((target, login)) = permitted else {
+            return reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
+        };
+        if self.channels().len() >= MAX_CHANNELS {
+            return reply.reject(ChannelOpenFailure::ResourceShortage).await;
+        }
+        let id = channel.id();
+        let (outlet, input) = self.ends(channel, session);
+        self.channels().insert(id, Open::Forward(Forward::new(outlet, input)));
+        // Connecting takes as long as it takes, and no other channel waits for it.
+        tokio::spawn(run_forward(Arc::clone(&self.channels), id, target, login, reply));
+    }
+
     fn end_guest(&self, id: ChannelId, session: &mut Session) -> Result<(), SessionError> {
         let is_root = self
             .login
@@ -163,8 +186,14 @@ impl Drop for EndGuest {
 }
 
 /// Connects, answers the client, and moves data until the connection ends.
-async fn run_forward(channels: Arc<Mutex<Channels>>, id: ChannelId, host: String, port: u16, reply: ChannelOpenHandle) {
-    match forward::connect(&host, port).await {
+async fn run_forward(
+    channels: Arc<Mutex<Channels>>,
+    id: ChannelId,
+    target: Target,
+    login: Arc<Login>,
+    reply: ChannelOpenHandle,
+) {
+    match target.connect(&login).await {
         Ok(stream) => {
             let running = match lock(&channels).get(&id) {
                 Some(Open::Forward(forward)) => forward.run(stream),
@@ -243,30 +272,20 @@ impl russh::server::Handler for Handler {
         reply: ChannelOpenHandle,
         session: &mut Session,
     ) -> Result<(), SessionError> {
-        let permitted = |port: &u16| {
-            self.login
-                .as_ref()
-                .is_some_and(|login| forward::is_permitted(&login.options, host, *port))
-        };
-        let Some(port) = u16::try_from(port).ok().filter(permitted) else {
-            reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
-            return Ok(());
-        };
-        if self.channels().len() >= MAX_CHANNELS {
-            reply.reject(ChannelOpenFailure::ResourceShortage).await;
-            return Ok(());
-        }
-        let id = channel.id();
-        let (outlet, input) = self.ends(channel, session);
-        self.channels().insert(id, Open::Forward(Forward::new(outlet, input)));
-        // Connecting takes as long as it takes, and no other channel waits for it.
-        tokio::spawn(run_forward(
-            Arc::clone(&self.channels),
-            id,
-            host.to_owned(),
-            port,
-            reply,
-        ));
+        let target = u16::try_from(port).ok().map(|port| Target::Tcp(host.into(), port));
+        self.open_forward(channel, target, reply, session).await;
+        Ok(())
+    }
+
+    async fn channel_open_direct_streamlocal(
+        &mut self,
+        channel: Channel<Msg>,
+        path: &str,
+        reply: ChannelOpenHandle,
+        session: &mut Session,
+    ) -> Result<(), SessionError> {
+        self.open_forward(channel, Some(Target::Unix(path.into())), reply, session)
+            .await;
         Ok(())
     }
 

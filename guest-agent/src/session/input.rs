@@ -74,7 +74,7 @@ impl Input {
         self.changed.notify_one();
     }
 
-    /// Writes everything to `sink` until the input ends or the sink takes no more, then drops the sink.
+    /// Writes everything to `sink` until the input ends or the sink takes no more, then shuts the sink down.
     pub(super) async fn feed(&self, mut sink: impl AsyncWrite + Unpin) {
         while let Some(chunk) = self.next().await {
             let written = sink.write_all(&chunk).await;
@@ -83,6 +83,8 @@ impl Input {
                 self.refuse();
             }
         }
+        // A sink that is gone is shut down already.
+        let _ = sink.shutdown().await;
     }
 
     async fn next(&self) -> Option<Vec<u8>> {

@@ -15,6 +15,7 @@ use crate::console;
 use crate::net::FdStream;
 
 mod algorithms;
+mod as_user;
 mod budget;
 mod channel;
 mod conversation;
