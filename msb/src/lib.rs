@@ -1,7 +1,32 @@
 //! MicroVM sandboxes on KVM that stock ssh reaches with no network port.
 //!
 //! A [`Store`] is a directory of sandboxes; a [`Sandbox`] is one of them. There is no daemon: each running sandbox is
-//! one VMM process, and what a sandbox is doing follows from its lock and its records.
+//! one VMM process, and what a sandbox is doing follows from its lock and its records. What waits for a guest is async
+//! and wants a tokio runtime; the rest only touches files.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! use msb::sandbox::ssh::SshConnectOptions;
+//! use msb::store::layout::Layout;
+//! use msb::vmm_process::args::Lifetime;
+//! use msb::{Sandbox, SandboxSpec, Store};
+//! use msb_ssh::client::SshExecOptions;
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let store = Store::new(Layout::from_environment()?);
+//! let (sandbox, lock) = Sandbox::create_transient(&store, SandboxSpec::default(), &[])?;
+//! let mut started = sandbox.start_held(lock, Lifetime::OfStarter)?;
+//! started.ready(Duration::from_secs(60)).await?;
+//!
+//! let client = sandbox.ssh_connect(&SshConnectOptions::default()).await?;
+//! let output = client.exec("uname -r", SshExecOptions::default()).await?;
+//! println!("{}", String::from_utf8_lossy(&output.stdout));
+//!
+//! started.discard().await?;
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod assets;
 pub mod cli;
