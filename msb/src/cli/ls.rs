@@ -24,7 +24,10 @@ pub(super) struct LsArgs {
 }
 
 pub(super) fn run(args: &LsArgs, context: &Context) -> Result<u8, CliError> {
-    context.store.sweep().map_err(cannot("clean up"))?;
+    if let Err(error) = context.store.sweep() {
+        // What is there can be listed all the same.
+        eprintln!("msb: {}", CliError::cannot("clean up", &error).message);
+    }
     let sandboxes = Sandbox::all(&context.store).map_err(cannot("list the sandboxes"))?;
     let mut views = Vec::with_capacity(sandboxes.len());
     for sandbox in &sandboxes {

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use msb_ssh::known_hosts;
+
 use super::files;
 use super::names::{Name, SandboxId};
 use super::{Store, StoreError, StoreLock, list};
@@ -75,9 +77,13 @@ impl Store {
         if let Some(name) = config.and_then(|config| config.spec.name) {
             self.remove_name(&name, id)?;
         }
-        msb_ssh::known_hosts::remove(&self.layout.known_hosts(), &[&format!("{id}.msb")])?;
         files::remove_dir_optional(&self.layout.sockets(id))?;
         self.keep(id)?;
+        // On a full disk, this makes the room that the shorter known_hosts needs for a moment.
+        for entry in list(dir)? {
+            files::remove_optional(&dir.join(entry))?;
+        }
+        known_hosts::remove(&self.layout.known_hosts(), &[&format!("{id}.msb")])?;
         Ok(files::remove_dir_optional(dir)?)
     }
 

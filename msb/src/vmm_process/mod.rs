@@ -234,11 +234,11 @@ impl Run {
             true => self.store.remove_held(self.id(), &self.lock),
             false => files::remove_dir_optional(&self.store.layout().sockets(self.id())).map_err(StoreError::from),
         };
-        for error in [recorded, cleaned].into_iter().filter_map(Result::err) {
-            tracing::error!("{}", report::one_line(&error));
-        }
         if let Ok(status) = StatusWriter::new(status) {
             status.send(&StatusEvent::Ended(record));
+        }
+        for error in [recorded, cleaned].into_iter().filter_map(Result::err) {
+            tracing::error!("{}", report::one_line(&error));
         }
     }
 }
@@ -262,5 +262,7 @@ fn log_to_stderr() {
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .with_ansi(false)
+        // It would print what it could not write, and panic because that cannot be written either.
+        .log_internal_errors(false)
         .init();
 }
