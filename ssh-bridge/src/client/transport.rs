@@ -89,3 +89,85 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Transport<S> {
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    fn gate() -> Arc<Gate> {
+        Arc::new(Gate::new(1000, 100))
+    }
+
+    #[tokio::test]
+    async fn a_write_is_taken_though_the_stream_is_full_and_sent_while_reading() {
+        let (stream, mut guest) = duplex(16);
+        let mut transport = Transport::new(stream, gate());
+        let sent: Vec<u8> = (0..200).collect();
+        transport.write_all(&sent).await.unwrap();
+        transport.flush().await.unwrap();
+
+        let mut received = vec![0; sent.len()];
+        let answer = async {
+            guest.read_exact(&mut received).await.unwrap();
+            guest.write_all(b"all").await.unwrap();
+        };
+        let mut read = [0; 3];
+        let (all, ()) = tokio::join!(transport.read_exact(&mut read), answer);
+        all.unwrap();
+        assert_eq!((received, &read), (sent, b"all"));
+    }
+
+    #[tokio::test]
+    async fn what_waits_to_be_sent_is_bounded_and_sent_before_the_end() {
+        let (stream, mut guest) = duplex(16);
+        let mut transport = Transport::new(stream, gate());
+        let chunk = vec![7; 1024 * 1024];
+        let mut context = Context::from_waker(Waker::noop());
+        let mut taken = 0;
+        while let Poll::Ready(written) = Pin::new(&mut transport).poll_write(&mut context, &chunk) {
+            taken += written.unwrap();
+        }
+        assert!(
+            (OUTBOUND_LIMIT..=OUTBOUND_LIMIT + 2 * chunk.len()).contains(&taken),
+            "{taken}"
+        );
+
+        let mut received = Vec::new();
+        let (shut, read) = tokio::join!(
+            async {
+                let shut = transport.shutdown().await;
+                drop(transport);
+                shut
+            },
+            guest.read_to_end(&mut received)
+        );
+        shut.unwrap();
+        read.unwrap();
+        assert_eq!(received.len(), taken);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_read_while_the_gate_is_closed() {
+        let (stream, mut guest) = duplex(16);
+        let gate = gate();
+        let mut transport = Transport::new(stream, Arc::clone(&gate));
+        guest.write_all(b"waits").await.unwrap();
+        gate.received(101);
+        let mut context = Context::from_waker(Waker::noop());
+        let mut bytes = [0; 5];
+        let read = Pin::new(&mut transport).poll_read(&mut context, &mut ReadBuf::new(&mut bytes));
+        assert!(read.is_pending());
+
+        let consume = async {
+            tokio::task::yield_now().await;
+            gate.consumed(101);
+        };
+        let (read, ()) = tokio::join!(transport.read_exact(&mut bytes), consume);
+        read.unwrap();
+        assert_eq!(&bytes, b"waits");
+    }
+}
