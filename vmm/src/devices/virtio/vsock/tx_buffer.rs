@@ -7,7 +7,10 @@ use rustix::net::{SendAncillaryBuffer, SendFlags};
 
 use super::guest_buf::GuestBuf;
 
-/// A bounded ring of bytes. It has memory only while it holds something.
+/// The first size of the ring: one packet of a Linux guest.
+const FIRST_SIZE: usize = 64 * 1024;
+
+/// A bounded ring of bytes. It has memory only while it holds something, and about as much as it holds.
 #[derive(Debug)]
 pub(super) struct TxBuffer {
     ring: Box<[u8]>,
@@ -53,12 +56,9 @@ impl TxBuffer {
         if count == 0 {
             return Ok(());
         }
-        if self.ring.is_empty() {
-            self.ring = vec![0; self.capacity].into_boxed_slice();
-            self.head = 0;
-        }
-        let tail = (self.head + self.len) % self.capacity;
-        let first = count.min(self.capacity - tail);
+        self.reserve(self.len + count);
+        let tail = (self.head + self.len) % self.ring.len();
+        let first = count.min(self.ring.len() - tail);
         from.copy_to(offset, &mut self.ring[tail..tail + first]);
         from.copy_to(offset + first, &mut self.ring[..count - first]);
         self.len += count;
@@ -73,19 +73,36 @@ impl TxBuffer {
         if self.is_empty() {
             return Ok(0);
         }
-        let first = self.len.min(self.capacity - self.head);
-        let parts = [
-            IoSlice::new(&self.ring[self.head..self.head + first]),
-            IoSlice::new(&self.ring[..self.len - first]),
-        ];
+        let (first, second) = self.halves();
+        let parts = [IoSlice::new(first), IoSlice::new(second)];
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         let sent = rustix::net::sendmsg(socket, &parts, &mut SendAncillaryBuffer::default(), flags)?;
-        self.head = (self.head + sent) % self.capacity;
+        self.head = (self.head + sent) % self.ring.len();
         self.len -= sent;
         if self.is_empty() {
             self.clear();
         }
         Ok(sent)
+    }
+
+    /// The bytes in their order.
+    fn halves(&self) -> (&[u8], &[u8]) {
+        let first = self.len.min(self.ring.len() - self.head);
+        (&self.ring[self.head..self.head + first], &self.ring[..self.len - first])
+    }
+
+    /// Makes the ring large enough for `len` bytes, at most the capacity.
+    fn reserve(&mut self, len: usize) {
+        if len <= self.ring.len() {
+            return;
+        }
+        let size = len.next_power_of_two().max(FIRST_SIZE).min(self.capacity);
+        let mut ring = vec![0; size].into_boxed_slice();
+        let (first, second) = self.halves();
+        ring[..first.len()].copy_from_slice(first);
+        ring[first.len()..self.len].copy_from_slice(second);
+        self.ring = ring;
+        self.head = 0;
     }
 
     /// Drops everything.
@@ -128,6 +145,20 @@ mod tests {
         push(&mut buffer, b"--gh", 2).unwrap();
 
         assert_eq!(flushed(&mut buffer), b"abcdefgh");
+    }
+
+    #[test]
+    fn bytes_keep_their_order_when_the_ring_grows() {
+        let mut buffer = TxBuffer::new(200_000);
+        push(&mut buffer, &[2; 60_000], 0).unwrap();
+        buffer.head = 10_000;
+        buffer.ring.rotate_right(10_000);
+        push(&mut buffer, &[3; 100_000], 0).unwrap();
+        assert_eq!(buffer.ring.len(), 200_000);
+
+        let expected = [vec![2; 60_000], vec![3; 100_000]].concat();
+
+        assert!(flushed(&mut buffer) == expected);
     }
 
     #[test]

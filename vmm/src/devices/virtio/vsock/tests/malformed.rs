@@ -1,7 +1,10 @@
 //! What a guest must not send.
 
+use std::time::Duration;
+
 use virtio_bindings::virtio_ring::VRING_DESC_F_WRITE;
 
+use super::super::config::VsockLimits;
 use super::super::header::{HEADER_SIZE, Op, SHUTDOWN_BOTH, SHUTDOWN_SEND};
 use super::driver::SIZE;
 use super::vm::{Peer, Vm, is_at_eof, read_available};
@@ -53,6 +56,38 @@ fn an_operation_that_does_not_fit_the_state_resets_the_connection() {
         let mut vm = Vm::new();
         let (mut client, mut peer) = vm.connect_in(22);
         let mut header = peer.header(Op::Rw);
+        header.op = op;
+        vm.send(&header, &[]);
+        vm.expect(Op::Rst);
+        assert!(is_at_eof(&mut client), "{op}");
+    }
+    // After both directions ended on the host.
+    for op in [0, 1, 2, 8] {
+        let mut vm = Vm::new();
+        let (client, mut peer) = vm.connect_in(22);
+        drop(client);
+        vm.expect(Op::Shutdown);
+        let mut header = peer.header(Op::Rw);
+        for late in [Op::Rw, Op::CreditUpdate, Op::CreditRequest] {
+            header.op = late.number();
+            vm.send(&header, &[]);
+            vm.expect_silence();
+        }
+        header.op = op;
+        vm.send(&header, &[]);
+        vm.expect(Op::Rst);
+        vm.advance(Duration::from_secs(10));
+        vm.expect_silence();
+    }
+    // After it refused.
+    for op in [0, 1, 2, 4, 5, 6, 7, 8] {
+        let mut limits = VsockLimits::default();
+        limits.hold.first_retry = Duration::from_secs(50);
+        let mut vm = Vm::with_limits(limits);
+        let mut client = vm.client(b"CONNECT 22\n");
+        let request = vm.expect(Op::Request);
+        let mut header = Peer::new(request.src_port, 22).header(Op::Rst);
+        vm.send(&header, &[]);
         header.op = op;
         vm.send(&header, &[]);
         vm.expect(Op::Rst);
