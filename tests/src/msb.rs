@@ -1,0 +1,231 @@
+//! An `msb` with a home of its own, and sandboxes that go with their test.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::commands::{Finished, finish};
+
+/// The binary under test, its state in a directory that nobody else uses.
+#[derive(Debug)]
+pub struct Msb {
+    directory: tempfile::TempDir,
+}
+
+/// A running sandbox.
+#[derive(Debug)]
+pub struct Sandbox<'a> {
+    msb: &'a Msb,
+    /// Its name.
+    pub name: String,
+}
+
+impl Msb {
+    /// An empty home, with short paths for sockets.
+    ///
+    /// # Panics
+    /// When there is no space for it.
+    pub fn new() -> Self {
+        Self {
+            directory: tempfile::Builder::new()
+                .prefix("msb")
+                .tempdir_in("/tmp")
+                .expect("there is space in /tmp"),
+        }
+    }
+
+    /// `$MSB_HOME`.
+    pub fn home(&self) -> PathBuf {
+        self.directory.path().join("home")
+    }
+
+    /// `$MSB_RUNTIME_DIR`.
+    pub fn runtime(&self) -> PathBuf {
+        self.directory.path().join("run")
+    }
+
+    /// A directory for the test's own files.
+    pub fn scratch(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// `msb` with `arguments`, not started yet.
+    pub fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new("msb");
+        self.configure(&mut command);
+        command.args(arguments);
+        command
+    }
+
+    /// Runs `msb` with `arguments`.
+    pub fn run<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Finished {
+        finish(&mut self.command(arguments))
+    }
+
+    /// Creates and starts the sandbox `name`.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn create(&self, name: &str) -> Sandbox<'_> {
+        self.create_with(name, &[])
+    }
+
+    /// Creates and starts the sandbox `name` with more options.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn create_with(&self, name: &str, options: &[&str]) -> Sandbox<'_> {
+        self.run(["create", "--name", name].iter().chain(options)).expect(0);
+        Sandbox {
+            msb: self,
+            name: name.to_owned(),
+        }
+    }
+
+    /// What `msb ls` says.
+    ///
+    /// # Panics
+    /// When that is no JSON array.
+    pub fn list(&self) -> Vec<serde_json::Value> {
+        let listed = self.run(["ls", "--json"]).expect(0);
+        serde_json::from_slice(&listed.stdout).expect("ls --json prints an array")
+    }
+
+    /// The state of the sandbox `name` as `msb ls` says.
+    ///
+    /// # Panics
+    /// When there is no such sandbox.
+    pub fn state(&self, name: &str) -> String {
+        let listed = self.list();
+        let of_name = listed.iter().find(|sandbox| sandbox["name"] == name);
+        of_name.unwrap_or_else(|| panic!("no {name} in {listed:?}"))["state"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    }
+
+    /// Stock `ssh`, `scp`, `sftp` or `rsync` with the configuration that `msb ssh-config` prints.
+    ///
+    /// # Panics
+    /// When the configuration cannot be had.
+    pub fn openssh(&self, program: &str) -> Command {
+        let config = self.ssh_config();
+        let mut command = Command::new(program);
+        self.configure(&mut command);
+        if program == "rsync" {
+            command.arg("-e").arg(format!("ssh -F {}", config.display()));
+        } else {
+            command.arg("-F").arg(config);
+        }
+        command
+    }
+
+    /// The file with what `msb ssh-config` prints.
+    ///
+    /// # Panics
+    /// When it cannot be had.
+    pub fn ssh_config(&self) -> PathBuf {
+        let path = self.scratch("ssh_config");
+        if !path.exists() {
+            fs::write(&path, self.run(["ssh-config"]).expect(0).stdout).expect("the test's directory is writable");
+        }
+        path
+    }
+
+    /// What is left of sandboxes: processes, directories, names, sockets, pinned keys.
+    pub fn leftovers(&self) -> Vec<String> {
+        let mut left = self.processes();
+        for directory in ["sandboxes", "names", "transient"] {
+            left.extend(entries(&self.home().join(directory)));
+        }
+        left.extend(entries(&self.runtime()));
+        let known_hosts = fs::read_to_string(self.home().join("known_hosts")).unwrap_or_default();
+        left.extend(known_hosts.lines().map(str::to_owned));
+        left
+    }
+
+    /// Command lines of live processes that use this home.
+    pub fn processes(&self) -> Vec<String> {
+        let mark = self.directory.path().to_string_lossy().into_owned();
+        let mine = std::process::id().to_string();
+        let mut found = Vec::new();
+        for process in entries(Path::new("/proc")) {
+            let cmdline = fs::read(Path::new(&process).join("cmdline")).unwrap_or_default();
+            let cmdline = String::from_utf8_lossy(&cmdline).replace('\0', " ");
+            if cmdline.contains(&mark) && !process.ends_with(&mine) {
+                found.push(cmdline);
+            }
+        }
+        found
+    }
+
+    fn configure(&self, command: &mut Command) {
+        command
+            .env("MSB_HOME", self.home())
+            .env("MSB_RUNTIME_DIR", self.runtime())
+            .env_remove("SSH_AUTH_SOCK");
+    }
+}
+
+impl Default for Msb {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Msb {
+    fn drop(&mut self) {
+        for sandbox in self.run(["ls", "--quiet"]).text().lines() {
+            let _ = self.run(["rm", "--force", sandbox]);
+        }
+    }
+}
+
+impl Sandbox<'_> {
+    /// `ssh` to it as root, to run `command`.
+    pub fn ssh_command(&self, command: &str) -> Command {
+        let mut ssh = self.msb.openssh("ssh");
+        ssh.arg(self.host()).arg(command);
+        ssh
+    }
+
+    /// Runs `command` in it by stock `ssh`.
+    pub fn ssh(&self, command: &str) -> Finished {
+        finish(&mut self.ssh_command(command))
+    }
+
+    /// The host name for ssh.
+    pub fn host(&self) -> String {
+        format!("{}.msb", self.name)
+    }
+
+    /// What `msb inspect` says.
+    ///
+    /// # Panics
+    /// When that is no JSON object.
+    pub fn inspect(&self) -> serde_json::Value {
+        let inspected = self.msb.run(["inspect", &self.name]).expect(0);
+        serde_json::from_slice(&inspected.stdout).expect("inspect prints JSON")
+    }
+
+    /// The VMM process.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn vmm(&self) -> rustix::process::Pid {
+        let pid = self.inspect()["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+        pid.and_then(rustix::process::Pid::from_raw)
+            .expect("a running sandbox has a VMM process")
+    }
+}
+
+fn entries(directory: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .map(|entry| entry.path().to_string_lossy().into_owned())
+        .collect()
+}

@@ -1,0 +1,104 @@
+//! Sandboxes from create to rm, one and many.
+
+use std::thread;
+
+use msb_tests::Msb;
+use rustix::process::{Signal, kill_process};
+
+#[test]
+fn a_sandbox_stops_starts_again_and_is_removed() {
+    let msb = Msb::new();
+    let sandbox = msb.create("cycle");
+    assert_eq!(msb.state("cycle"), "running");
+    sandbox.ssh("touch /tmp/here").expect(0);
+    msb.run(["stop", "cycle"]).expect(0);
+    assert_eq!(msb.state("cycle"), "stopped");
+    msb.run(["start", "cycle"]).expect(0);
+    sandbox.ssh("test ! -e /tmp/here && hostname").expect(0);
+    msb.run(["rm", "cycle"]).refusal();
+    msb.run(["rm", "--force", "cycle"]).expect(0);
+    assert_eq!(msb.leftovers(), [""; 0]);
+}
+
+#[test]
+fn the_guest_ends_itself_in_order() {
+    let msb = Msb::new();
+    let sandbox = msb.create("poweroff");
+    // ssh may see the connection end before the status.
+    let _ = sandbox.ssh("poweroff");
+    msb.run(["wait", "poweroff"]).expect(0);
+    assert_eq!(msb.state("poweroff"), "stopped");
+}
+
+#[test]
+fn a_killed_sandbox_and_a_killed_vmm_are_told_apart() {
+    let msb = Msb::new();
+    msb.create("killed");
+    msb.run(["kill", "killed"]).expect(0);
+    assert_eq!(msb.state("killed"), "stopped");
+    let sandbox = msb.create("crashed");
+    let vmm = sandbox.vmm();
+    kill_process(vmm, Signal::KILL).unwrap();
+    // The lock falls with the process.
+    let waited = msb.run(["wait", "crashed"]);
+    assert_ne!(waited.code, Some(0), "{waited:?}");
+    assert_eq!(msb.state("crashed"), "crashed");
+    msb.run(["start", "crashed"]).expect(0);
+    sandbox.ssh("true").expect(0);
+}
+
+#[test]
+fn a_disk_keeps_what_the_guest_wrote() {
+    let msb = Msb::new();
+    let image = msb.scratch("disk.img");
+    std::fs::File::create(&image).unwrap().set_len(8 << 20).unwrap();
+    let disk = image.to_str().unwrap();
+    let write = "echo persistent | dd of=/dev/vda bs=512 seek=100 conv=fsync 2>/dev/null";
+    msb.run(["run", "--disk", disk, "--", "sh", "-c", write]).expect(0);
+    let bytes = std::fs::read(&image).unwrap();
+    assert_eq!(&bytes[51200..51211], b"persistent\n");
+    let read_only = format!("{disk}:ro");
+    let read = "dd if=/dev/vda bs=512 skip=100 count=1 2>/dev/null | head -n 1; cat /sys/block/vda/ro";
+    let run = msb.run(["run", "--disk", &read_only, "--", "sh", "-c", read]).expect(0);
+    assert_eq!(run.text(), "persistent\n1\n");
+}
+
+#[test]
+fn twenty_sandboxes_run_at_once() {
+    let msb = Msb::new();
+    let names: Vec<String> = (0..20).map(|index| format!("box{index}")).collect();
+    // Two at a time start in reasonable time on two CPUs.
+    for pair in names.chunks(2) {
+        thread::scope(|scope| {
+            for name in pair {
+                scope.spawn(|| msb.run(["create", "--name", name, "--memory", "128M"]).expect(0));
+            }
+        });
+    }
+    assert_eq!(
+        msb.list()
+            .iter()
+            .filter(|sandbox| sandbox["state"] == "running")
+            .count(),
+        20
+    );
+    for name in &names {
+        let answer = msb.run(["exec", name, "--", "hostname"]).expect(0);
+        assert_eq!(answer.text().trim(), name);
+    }
+    let removed = msb.run(["rm", "--force"].into_iter().chain(names.iter().map(String::as_str)));
+    removed.expect(0);
+    assert_eq!(msb.leftovers(), [""; 0]);
+}
+
+#[test]
+fn fifty_rounds_leave_nothing() {
+    let msb = Msb::new();
+    for _ in 0..50 {
+        msb.run(["create", "--name", "again", "--no-start", "--memory", "128M"])
+            .expect(0);
+        msb.run(["start", "again"]).expect(0);
+        msb.run(["rm", "--force", "again"]).expect(0);
+        assert_eq!(msb.leftovers(), [""; 0]);
+    }
+}
