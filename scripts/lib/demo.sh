@@ -18,7 +18,6 @@ finish() {
 trap finish EXIT
 
 show msb create --name demo
-show msb start demo
 msb ssh-config >"$work/config"
 show ssh -F "$work/config" demo.msb uname -a
 show ssh -F "$work/config" demo.msb 'cat /etc/os-release; exit 3' || printf '(exit status %d, as the command had it)\n' $?
