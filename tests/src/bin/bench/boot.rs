@@ -1,0 +1,96 @@
+//! From the start of `msb run` to the first output and the end, and what an idle sandbox costs.
+
+use std::fs;
+use std::io::Read;
+use std::process::Stdio;
+use std::time::Instant;
+
+use msb_tests::Msb;
+use serde_json::Value;
+
+use crate::figure::Figure;
+
+/// `pairs` of phases of `msb run --timings`, each with the figure of the time between them.
+const PHASES: [(&str, &str, &str); 6] = [
+    ("msb start to VMM process", "process_started_us", "vmm_started_us"),
+    ("VMM process to VM built", "vmm_started_us", "vm_built_us"),
+    ("guest started to ready notice", "vm_started_us", "ready_us"),
+    ("ready notice to SSH connected", "ready_us", "ssh_connected_us"),
+    ("SSH connected to session ended", "ssh_connected_us", "session_ended_us"),
+    ("session ended to sandbox removed", "session_ended_us", "removed_us"),
+];
+
+pub(crate) fn measure(samples: usize) -> Vec<Figure> {
+    let msb = Msb::new();
+    let mut first_output = Figure::new("msb run: process start to first output", "ms");
+    let mut whole = Figure::new("msb run -- true: whole process", "ms");
+    let mut to_agent = Figure::new("guest kernel start to agent", "ms");
+    let mut to_ready = Figure::new("agent to SSH ready", "ms");
+    let mut phases: Vec<_> = PHASES.iter().map(|(name, ..)| Figure::new(name, "ms")).collect();
+    let mut memory = Figure::new("VMM RSS beyond guest memory", "KiB");
+    // The first run reads everything from the disk.
+    msb.run(["run", "--", "true"]).expect(0);
+    for _ in 0..samples {
+        first_output.add(run_to_first_output(&msb));
+        let run = msb.run(["run", "--timings", "--", "true"]).expect(0);
+        whole.add(run.took.as_secs_f64() * 1e3);
+        let json = run
+            .stderr
+            .lines()
+            .rfind(|line| line.starts_with('{'))
+            .expect("--timings prints JSON");
+        let timings: Value = serde_json::from_str(json).expect("--timings prints JSON");
+        let at = |phase: &str| timings[phase].as_f64().unwrap_or(f64::NAN) / 1e3;
+        to_agent.add(at("guest_init_us"));
+        to_ready.add(at("guest_ready_us") - at("guest_init_us"));
+        for (figure, (_, from, to)) in phases.iter_mut().zip(PHASES) {
+            figure.add(at(to) - at(from));
+        }
+        let sandbox = msb.create("idle");
+        let memory_mib = sandbox.inspect()["memory_mib"]
+            .as_u64()
+            .expect("inspect tells the memory");
+        memory.add(overhead_kib(sandbox.vmm().as_raw_nonzero().get(), memory_mib));
+        msb.run(["rm", "--force", "idle"]).expect(0);
+    }
+    let mut figures = vec![first_output, whole, to_agent, to_ready];
+    figures.extend(phases);
+    figures.push(memory);
+    figures
+}
+
+fn run_to_first_output(msb: &Msb) -> f64 {
+    let began = Instant::now();
+    let mut child = msb
+        .command(["run", "--", "echo", "out"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("msb is on PATH");
+    let mut first = [0];
+    let output = child.stdout.as_mut().expect("standard output is piped");
+    output.read_exact(&mut first).expect("echo prints something");
+    let took = began.elapsed();
+    assert!(child.wait().expect("a child can be waited for").success());
+    took.as_secs_f64() * 1e3
+}
+
+/// Resident KiB of process `pid` outside its mapping of `guest_mib` of guest memory.
+fn overhead_kib(pid: i32, guest_mib: u64) -> f64 {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).expect("the VMM process lives");
+    let mut size = 0;
+    let mut resident = 0;
+    for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        let (Some(key), Some(value)) = (words.next(), words.next()) else {
+            continue;
+        };
+        let kib = value.parse::<u32>().unwrap_or(0);
+        match key {
+            "Size:" => size = kib,
+            "Rss:" if u64::from(size) < guest_mib << 10 => resident += kib,
+            _ => {}
+        }
+    }
+    f64::from(resident)
+}
