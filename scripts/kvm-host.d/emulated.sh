@@ -18,7 +18,7 @@ prepare_emulated() {
   local work result lock
   # shellcheck source=scripts/lib/packages.sh
   source "$root/scripts/lib/packages.sh"
-  install "$emulation_needs" "the emulated KVM host"
+  install_missing "$emulation_needs" "the emulated KVM host"
   result=$(emulated_host)
   [[ ! -d $result ]] || return 0
   mkdir -p "$cache"

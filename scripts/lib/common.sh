@@ -1,9 +1,10 @@
 # shellcheck shell=bash
-# Shared by all scripts: where things are, and how they speak. Source it; it changes nothing by itself.
+# Shared by all scripts: where things are, and how they speak. To be sourced.
 
+export HOME=${HOME:-~}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 # shellcheck disable=SC2034  # used by the scripts that source this file
-cache=${MSB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/msb}
+cache=${MSB_CACHE:-${XDG_CACHE_HOME:-~/.cache}/msb}
 # shellcheck disable=SC2034
 tree=$root/target/msb
 

@@ -57,8 +57,8 @@ require() {
 Install them as root: apt-get install --no-install-recommends $packages"
 }
 
-# install NEEDS WHY: like require, but installs what is missing when it can (root on Debian or Ubuntu).
-install() {
+# install_missing NEEDS WHY: like require, but installs what is missing when it can (root on Debian or Ubuntu).
+install_missing() {
   local packages
   packages=$(missing_packages "$1" | paste -sd' ')
   [[ -n $packages ]] || return 0
@@ -81,7 +81,7 @@ require_cargo() {
   wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$root/Cargo.toml")
   found=$(cargo --version 2>/dev/null | cut -d' ' -f2) || found=
   [[ -n $found && $(printf '%s\n' "$wanted" "$found" | sort -V | head -n1) == "$wanted" ]] && return
-  die "this needs Rust $wanted or newer, and ${found:+cargo here is $found}${found:-no cargo is installed}.
+  die "this needs Rust $wanted or newer; cargo here: ${found:-none}.
 Debian's own is older. Install it with rustup: https://rustup.rs, or
   curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal -c rustfmt -c clippy"
 }
