@@ -359,3 +359,27 @@ fn the_ssh_configuration_is_one_block_that_weakens_nothing() {
     );
     assert!(machine.home().join("client_key").exists());
 }
+
+#[test]
+fn a_relative_home_is_refused() {
+    let output = Machine::new()
+        .command(&["ls"])
+        .env("MSB_HOME", "state")
+        .output()
+        .unwrap();
+    assert_refused(&output, &["MSB_HOME", "state", "absolute"]);
+}
+
+#[test]
+fn a_damaged_sandbox_hides_no_other_and_can_be_removed() {
+    let machine = Machine::new();
+    let (damaged, whole) = (machine.id_of_new(&["--name", "damaged"]), machine.id_of_new(&[]));
+    std::fs::write(machine.home().join("sandboxes").join(&damaged).join("config.json"), "").unwrap();
+    let listed = machine.msb(&["ls", "--quiet"]);
+    assert_eq!(String::from_utf8_lossy(&listed.stdout), format!("{whole}\n"));
+    assert!(String::from_utf8_lossy(&listed.stderr).contains(&damaged));
+    assert_refused(&machine.msb(&["start", "damaged"]), &["cannot understand", &damaged]);
+    assert!(machine.msb(&["rm", "damaged"]).status.success());
+    assert_eq!(machine.sandboxes(), [whole]);
+    machine.id_of_new(&["--name", "damaged"]);
+}

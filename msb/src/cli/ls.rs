@@ -30,11 +30,13 @@ pub(super) fn run(args: &LsArgs, context: &Context) -> Result<u8, CliError> {
     }
     let sandboxes = Sandbox::all(&context.store).map_err(cannot("list the sandboxes"))?;
     let mut views = Vec::with_capacity(sandboxes.len());
-    for sandbox in &sandboxes {
-        match SandboxView::of(sandbox) {
+    for sandbox in sandboxes {
+        match sandbox.and_then(|sandbox| SandboxView::of(&sandbox)) {
+            Ok(view) => views.push(view),
             // It was removed meanwhile.
             Err(StoreError::Unknown(_)) => {}
-            view => views.push(view.map_err(cannot(format!("inspect {}", sandbox.label())))?),
+            // The others can be listed all the same.
+            Err(error) => eprintln!("msb: {}", CliError::cannot("list a sandbox", &error).message),
         }
     }
     if args.json {

@@ -21,10 +21,11 @@ pub(super) struct RmArgs {
 pub(super) fn run(args: &RmArgs, context: &Context) -> Result<u8, CliError> {
     for_each(&args.sandboxes, |reference| {
         let what = || format!("remove {reference}");
-        let sandbox = Sandbox::find(&context.store, reference).map_err(cannot(what()))?;
-        match args.force {
-            true => sandbox.remove_by_force().map_err(cannot(what())),
-            false => sandbox.remove().map_err(cannot(what())),
+        let id = context.store.resolve(reference).map_err(cannot(what()))?;
+        // One whose configuration is damaged can still be removed.
+        match Sandbox::open(&context.store, &id) {
+            Ok(sandbox) if args.force => sandbox.remove_by_force().map_err(cannot(what())),
+            _ => context.store.remove(&id).map_err(cannot(what())),
         }
     })?;
     context.store.sweep().map_err(cannot("clean up"))?;

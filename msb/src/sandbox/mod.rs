@@ -50,19 +50,19 @@ impl Sandbox {
         })
     }
 
-    /// All sandboxes, oldest first. One that is removed meanwhile is left out.
+    /// All sandboxes, oldest first, those that cannot be opened in front. One that is removed meanwhile is left out.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn all(store: &Store) -> Result<Vec<Self>, StoreError> {
-        let mut all = Vec::new();
-        for id in store.ids()? {
-            match Self::open(store, &id) {
-                Err(StoreError::Unknown(_)) => {}
-                sandbox => all.push(sandbox?),
-            }
-        }
-        all.sort_by(|a, b| (a.config.created_at, a.id()).cmp(&(b.config.created_at, b.id())));
+    pub fn all(store: &Store) -> Result<Vec<Result<Self, StoreError>>, StoreError> {
+        let opened = store.ids()?.into_iter().map(|id| Self::open(store, &id));
+        let mut all: Vec<_> = opened
+            .filter(|opened| !matches!(opened, Err(StoreError::Unknown(_))))
+            .collect();
+        all.sort_by_cached_key(|opened| {
+            let config = opened.as_ref().ok().map(Self::config);
+            config.map(|config| (config.created_at, config.id.clone()))
+        });
         Ok(all)
     }
 

@@ -144,6 +144,16 @@ pub fn remove_dir_optional(path: &Path) -> Result<(), FileError> {
         .map_err(FileError::io("remove", path))
 }
 
+/// Waits until a file or directory is on the disk.
+///
+/// # Errors
+/// When it cannot be written there.
+pub fn sync(path: &Path) -> Result<(), FileError> {
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(FileError::io("write to the disk", path))
+}
+
 /// Opens a new or empty log that only its owner can read.
 ///
 /// # Errors

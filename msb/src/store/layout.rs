@@ -25,6 +25,14 @@ pub enum LayoutError {
         "none of MSB_HOME, XDG_STATE_HOME and HOME is an absolute path; set MSB_HOME to where msb may keep its state"
     )]
     NoHome,
+    /// It would be another directory for each current directory.
+    #[error("{name} is {}, which is no absolute path; set it to one", path.display())]
+    Relative {
+        /// The variable.
+        name: &'static str,
+        /// Its value.
+        path: PathBuf,
+    },
     /// The records are JSON, which is UTF-8.
     #[error("the path {} is not UTF-8; set MSB_HOME and MSB_RUNTIME_DIR to paths that are", .0.display())]
     NotUtf8(PathBuf),
@@ -36,15 +44,15 @@ impl Layout {
     /// # Errors
     /// When the environment names no home at all, or one that cannot be used.
     pub fn from_environment() -> Result<Self, LayoutError> {
-        // The XDG specification: a relative path is to be ignored.
-        let variable = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-        let home = variable("MSB_HOME")
-            .or_else(|| Some(variable("XDG_STATE_HOME")?.join("msb")))
-            .or_else(|| Some(variable("HOME")?.join(".local/state/msb")))
+        // The XDG specification has relative paths ignored.
+        let absolute = |name| variable(name).filter(|path| path.is_absolute());
+        let home = own_variable("MSB_HOME")?
+            .or_else(|| Some(absolute("XDG_STATE_HOME")?.join("msb")))
+            .or_else(|| Some(absolute("HOME")?.join(".local/state/msb")))
             .ok_or(LayoutError::NoHome)?;
         let uid = rustix::process::getuid();
-        let runtime = variable("MSB_RUNTIME_DIR")
-            .or_else(|| Some(variable("XDG_RUNTIME_DIR")?.join("msb")))
+        let runtime = own_variable("MSB_RUNTIME_DIR")?
+            .or_else(|| Some(absolute("XDG_RUNTIME_DIR")?.join("msb")))
             .unwrap_or_else(|| match uid.is_root() {
                 true => PathBuf::from("/run/msb"),
                 false => PathBuf::from(format!("/tmp/msb-{}", uid.as_raw())),
@@ -130,6 +138,18 @@ impl Layout {
     /// Where the VMM takes connections of the guest to `port` of its host.
     pub fn vsock_listener(&self, id: &SandboxId, port: u32) -> PathBuf {
         self.sockets(id).join(format!("v.sock_{port}"))
+    }
+}
+
+fn variable(name: &str) -> Option<PathBuf> {
+    env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+/// A variable of msb itself: a wrong one is not passed over.
+fn own_variable(name: &'static str) -> Result<Option<PathBuf>, LayoutError> {
+    match variable(name) {
+        Some(path) if path.is_relative() => Err(LayoutError::Relative { name, path }),
+        path => Ok(path),
     }
 }
 

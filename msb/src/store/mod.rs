@@ -149,10 +149,15 @@ impl Store {
         {
             return Err(StoreError::NameTaken { name: name.clone(), id });
         }
-        let built = self.build(new, transient);
+        let built = self.build(new, transient).and_then(|lock| match transient {
+            true => Ok(lock),
+            false => self.make_durable(id).map(|()| lock),
+        });
         if built.is_err() {
             // The failed step is what the caller must hear of; the next change sweeps what this cannot.
-            let _ = self.purge(&guard, id, self.layout.new_sandbox(id).path());
+            for dir in [self.layout.new_sandbox(id), self.layout.sandbox(id)] {
+                let _ = self.purge(&guard, id, dir.path());
+            }
         }
         built
     }
@@ -162,7 +167,7 @@ impl Store {
         let dir = self.layout.new_sandbox(id);
         files::create_private_dirs(dir.path())?;
         files::write_private(&dir.config(), &files::to_json(new.config))?;
-        // Not by `KeyPair::save`: a directory that may vanish before its rename need not survive a power cut.
+        // Not by `KeyPair::save`, which waits for the disk: most sandboxes are transient.
         files::write_private(&dir.host_key(), new.host_key.to_openssh()?.as_bytes())?;
         files::write_private(
             &dir.host_key_pub(),
@@ -181,6 +186,8 @@ impl Store {
         known_hosts::add(&self.layout.known_hosts(), &hosts, new.host_key.public_key())?;
         if let Some(name) = &new.config.spec.name {
             let link = self.layout.name(name);
+            // Nobody has the name: what is there leads to a sandbox whose damaged configuration no longer told its name.
+            files::remove_optional(&link)?;
             std::os::unix::fs::symlink(format!("../sandboxes/{id}"), &link).map_err(FileError::io("create", &link))?;
         }
         let place = self.layout.sandbox(id);
@@ -227,6 +234,19 @@ impl Store {
     /// When the mark cannot be removed.
     pub fn keep(&self, id: &SandboxId) -> Result<(), StoreError> {
         Ok(files::remove_optional(&self.layout.transient(id))?)
+    }
+
+    /// Has the sandbox survive a power cut, which a transient one need not.
+    ///
+    /// # Errors
+    /// When it cannot be written to the disk.
+    pub fn make_durable(&self, id: &SandboxId) -> Result<(), StoreError> {
+        let dir = self.layout.sandbox(id);
+        for file in [dir.config(), dir.host_key(), dir.host_key_pub(), dir.authorized_keys()] {
+            files::sync(&file)?;
+        }
+        files::sync(dir.path())?;
+        Ok(files::sync(&self.layout.sandboxes())?)
     }
 
     /// Makes the directory of a sandbox's sockets, empty.

@@ -18,7 +18,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use jiff::Timestamp;
 use msb_protocol::identity::GuestConfig;
 
-use args::VmmArgs;
+use args::{Lifetime, VmmArgs};
 use events::Watcher;
 use notices::Notices;
 use outcome::{Observed, VmEnd};
@@ -208,15 +208,21 @@ impl Run {
             agent: agent.to_owned(),
             timings,
         };
-        if let Err(error) = files::replace_json(&self.dir().ready(), &record) {
-            tracing::error!("{}", report::one_line(&error));
-        }
-        if !self.args.lifetime.is_bound(true)
-            && let Err(error) = self.store.keep(self.id())
-        {
-            tracing::error!("{}", report::one_line(&error));
-        }
+        let recorded = files::replace_json(&self.dir().ready(), &record).map_err(StoreError::from);
+        let becomes_its_own = self.args.lifetime == Lifetime::DetachedWhenReady;
+        let kept = if becomes_its_own {
+            self.store.keep(self.id())
+        } else {
+            Ok(())
+        };
         status.send(&StatusEvent::Ready(record));
+        // The starter need not wait for the disk.
+        let durable = if becomes_its_own {
+            self.store.make_durable(self.id())
+        } else {
+            Ok(())
+        };
+        log_errors([recorded, kept, durable]);
     }
 
     /// Records the end and cleans up. The lock ends last, with this process.
@@ -237,9 +243,7 @@ impl Run {
         if let Ok(status) = StatusWriter::new(status) {
             status.send(&StatusEvent::Ended(record));
         }
-        for error in [recorded, cleaned].into_iter().filter_map(Result::err) {
-            tracing::error!("{}", report::one_line(&error));
-        }
+        log_errors([recorded, cleaned]);
     }
 }
 
@@ -247,6 +251,13 @@ impl Run {
 fn inherit(fd: RawFd) -> OwnedFd {
     // SAFETY: the starter opened it for this process to own, and nothing else here knows of it.
     unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// What goes wrong while the VM runs ends nothing; it can only be told.
+fn log_errors(results: impl IntoIterator<Item = Result<(), StoreError>>) {
+    for error in results.into_iter().filter_map(Result::err) {
+        tracing::error!("{}", report::one_line(&error));
+    }
 }
 
 fn new_run_id() -> String {
