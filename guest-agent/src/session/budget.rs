@@ -2,7 +2,7 @@
 //!
 //! Over the soft limit the window shrinks to a trickle, and the trickle of a stalled channel is paced: the session waits
 //! before it answers it, but never while another channel has something to receive or to send. Over the hard limit,
-//! which a trickle takes days to reach, the connection waits for a consumer as a whole: the bound holds.
+//! which a trickle takes weeks to reach, the connection waits for a consumer as a whole: the bound holds.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
