@@ -12,10 +12,10 @@ use event_manager::{EventOps, Events, MutEventSubscriber};
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::QueueT;
 
 use super::device::{ActivateError, Activation, ActiveQueue, VirtioDevice};
 use super::interrupt::Interrupt;
+use super::notification;
 use super::wakeup::ActivationWakeup;
 use crate::config::DiskConfig;
 use crate::memory::GuestMemory;
@@ -139,34 +139,14 @@ impl MutEventSubscriber for Block {
         if let Some(active) = &mut self.active {
             // An empty counter: the wake-up came first.
             let _ = active.queue.kick.read();
-            active.serve(&self.disk, &mut self.requests);
-        }
-    }
-}
-
-impl Active {
-    fn serve(&mut self, disk: &Disk, requests: &mut Requests) {
-        let Self {
-            memory,
-            interrupt,
-            queue: ActiveQueue { queue, .. },
-        } = self;
-        loop {
-            // A ring that cannot be accessed ends in `pop_descriptor_chain`: the device stays silent until reset.
-            let _ = queue.disable_notification(memory);
-            while let Some(chain) = queue.pop_descriptor_chain(&*memory) {
-                let head = chain.head_index();
-                let written = requests.serve(disk, memory, chain);
-                if queue.add_used(memory, head, written).is_err() {
-                    return;
-                }
-            }
-            if !matches!(queue.enable_notification(memory), Ok(true)) {
-                break;
-            }
-        }
-        if queue.needs_notification(memory).unwrap_or(true) {
-            interrupt.signal_used_buffer();
+            let Active {
+                memory,
+                interrupt,
+                queue,
+            } = active;
+            notification::serve(queue, memory, interrupt, |chain| {
+                self.requests.serve(&self.disk, memory, chain)
+            });
         }
     }
 }

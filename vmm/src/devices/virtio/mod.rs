@@ -4,6 +4,7 @@ pub mod block;
 pub mod device;
 pub mod interrupt;
 pub mod mmio;
+mod notification;
 pub mod rng;
 pub mod vsock;
 pub mod wakeup;

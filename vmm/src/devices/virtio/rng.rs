@@ -5,11 +5,12 @@ use std::sync::Arc;
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use virtio_queue::{DescriptorChain, Queue, QueueT};
+use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::device::{ActivateError, Activation, ActiveQueue, VirtioDevice};
 use super::interrupt::Interrupt;
+use super::notification;
 use super::wakeup::ActivationWakeup;
 use crate::memory::GuestMemory;
 
@@ -97,39 +98,13 @@ impl MutEventSubscriber for Rng {
         if let Some(active) = &mut self.active {
             // An empty counter: the wake-up came first.
             let _ = active.requests.kick.read();
-            active.serve();
+            let Active {
+                memory,
+                interrupt,
+                requests,
+            } = active;
+            notification::serve(requests, memory, interrupt, |chain| fill(memory, chain));
         }
-    }
-}
-
-impl Active {
-    fn serve(&mut self) {
-        let Self {
-            memory,
-            interrupt,
-            requests: ActiveQueue { queue, .. },
-        } = self;
-        loop {
-            let _ = queue.disable_notification(memory);
-            while let Some(chain) = queue.pop_descriptor_chain(&*memory) {
-                let head = chain.head_index();
-                let given = fill(memory, chain);
-                if queue.add_used(memory, head, given).is_err() {
-                    return;
-                }
-            }
-            match queue.enable_notification(memory) {
-                Ok(true) => {}
-                _ => break,
-            }
-        }
-        notify(queue, memory, interrupt);
-    }
-}
-
-fn notify(queue: &mut Queue, memory: &GuestMemory, interrupt: &Interrupt) {
-    if queue.needs_notification(memory).unwrap_or(true) {
-        interrupt.signal_used_buffer();
     }
 }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use virtio_queue::{QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::guest_buf::Segments;
@@ -13,6 +13,7 @@ use super::packet::{RxBuffer, TxPacket};
 use super::poller::{Interest, Poller, Token};
 use crate::devices::virtio::device::{ActivateError, Activation, ActiveQueue};
 use crate::devices::virtio::interrupt::Interrupt;
+use crate::devices::virtio::notification::{Recheck, notify};
 use crate::memory::GuestMemory;
 
 /// The sizes of the receive, transmit and event queue.
@@ -168,28 +169,6 @@ impl Queues {
         if *budget < before {
             notify(queue, &self.memory, &self.interrupt);
         }
-    }
-}
-
-/// Asks for the driver's notifications again, and whether something came before it knew of that.
-#[derive(Debug, Default)]
-struct Recheck {
-    in_vain: bool,
-}
-
-impl Recheck {
-    /// Whether to look at the queue once more. A queue that says it has something, twice, and gives nothing is broken:
-    /// its driver wrote nonsense into it.
-    fn again(&mut self, queue: &mut Queue, memory: &GuestMemory, progressed: bool) -> bool {
-        let is_broken = std::mem::replace(&mut self.in_vain, !progressed) && !progressed;
-        queue.enable_notification(memory).unwrap_or(false) && !is_broken
-    }
-}
-
-fn notify(queue: &mut Queue, memory: &GuestMemory, interrupt: &Interrupt) {
-    // When the driver's wish cannot be read, it hears once too often.
-    if queue.needs_notification(memory).unwrap_or(true) {
-        interrupt.signal_used_buffer();
     }
 }
 

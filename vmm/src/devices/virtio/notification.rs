@@ -1,0 +1,91 @@
+//! Notifications between driver and device: asked for only when there is nothing left to do, sent once a batch.
+
+use virtio_queue::{DescriptorChain, Queue, QueueT};
+
+use super::device::ActiveQueue;
+use super::interrupt::Interrupt;
+use crate::memory::GuestMemory;
+
+/// Handles all chains that `queue` has; `handle` returns how many bytes it wrote to one.
+pub(super) fn serve<F>(queue: &mut ActiveQueue, memory: &GuestMemory, interrupt: &Interrupt, mut handle: F)
+where
+    F: FnMut(DescriptorChain<&GuestMemory>) -> u32,
+{
+    let queue = &mut queue.queue;
+    let mut recheck = Recheck::default();
+    let mut served = false;
+    loop {
+        let _ = queue.disable_notification(memory);
+        let mut progressed = false;
+        while let Some(chain) = queue.pop_descriptor_chain(memory) {
+            let head = chain.head_index();
+            let written = handle(chain);
+            if queue.add_used(memory, head, written).is_err() {
+                return;
+            }
+            progressed = true;
+        }
+        served |= progressed;
+        if !recheck.again(queue, memory, progressed) {
+            break;
+        }
+    }
+    if served {
+        notify(queue, memory, interrupt);
+    }
+}
+
+/// Asks for the driver's notifications again, and whether something came before it knew of that.
+#[derive(Debug, Default)]
+pub(super) struct Recheck {
+    in_vain: bool,
+}
+
+impl Recheck {
+    /// Whether to look at the queue once more. A queue that says it has something, twice, and gives nothing is broken:
+    /// its driver wrote nonsense into it.
+    pub(super) fn again(&mut self, queue: &mut Queue, memory: &GuestMemory, progressed: bool) -> bool {
+        let is_broken = std::mem::replace(&mut self.in_vain, !progressed) && !progressed;
+        queue.enable_notification(memory).unwrap_or(false) && !is_broken
+    }
+}
+
+/// Interrupts the driver, if it wants to know of what was used.
+pub(super) fn notify(queue: &mut Queue, memory: &GuestMemory, interrupt: &Interrupt) {
+    // When the driver's wish cannot be read, it hears once too often.
+    if queue.needs_notification(memory).unwrap_or(true) {
+        interrupt.signal_used_buffer();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use virtio_queue::mock::MockSplitQueue;
+    use vm_memory::{Bytes, GuestAddress};
+    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+    use super::*;
+
+    /// Where the available ring has its index, behind its flags.
+    const INDEX_OFFSET: u64 = 2;
+
+    #[test]
+    fn an_available_index_without_sense_does_not_hold_the_device() {
+        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x10_0000)]).unwrap();
+        let mock = MockSplitQueue::new(&memory, 16);
+        for event_idx in [false, true] {
+            let mut queue: Queue = mock.create_queue().unwrap();
+            queue.set_event_idx(event_idx);
+            memory
+                .write_obj(1000u16, GuestAddress(mock.avail_addr().0 + INDEX_OFFSET))
+                .unwrap();
+            let mut active = ActiveQueue {
+                queue,
+                kick: EventFd::new(EFD_NONBLOCK).unwrap(),
+            };
+            serve(&mut active, &memory, &Interrupt::new().unwrap(), |_| {
+                panic!("there is no chain")
+            });
+        }
+    }
+}
