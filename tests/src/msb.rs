@@ -52,9 +52,18 @@ impl Msb {
 
     /// `msb` with `arguments`, not started yet.
     pub fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
-        let mut command = Command::new("msb");
-        self.configure(&mut command);
+        let mut command = self.command_of("msb");
         command.args(arguments);
+        command
+    }
+
+    /// Another program, for which `msb` has this home.
+    pub fn command_of(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command
+            .env("MSB_HOME", self.home())
+            .env("MSB_RUNTIME_DIR", self.runtime())
+            .env_remove("SSH_AUTH_SOCK");
         command
     }
 
@@ -111,8 +120,7 @@ impl Msb {
     /// When the configuration cannot be had.
     pub fn openssh(&self, program: &str) -> Command {
         let config = self.ssh_config();
-        let mut command = Command::new(program);
-        self.configure(&mut command);
+        let mut command = self.command_of(program);
         if program == "rsync" {
             command.arg("-e").arg(format!("ssh -F {}", config.display()));
         } else {
@@ -158,13 +166,6 @@ impl Msb {
             }
         }
         found
-    }
-
-    fn configure(&self, command: &mut Command) {
-        command
-            .env("MSB_HOME", self.home())
-            .env("MSB_RUNTIME_DIR", self.runtime())
-            .env_remove("SSH_AUTH_SOCK");
     }
 }
 

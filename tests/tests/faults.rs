@@ -19,38 +19,26 @@ fn refused(msb: &Msb, arguments: &[&str], what: &str) -> String {
     refusal
 }
 
-/// Runs `msb` in a mount namespace where `/dev/kvm` is what `replace` makes of it.
-fn with_other_kvm(msb: &Msb, replace: &str, verb: &str) -> String {
-    let script = format!("{replace}; exec {verb}");
-    let mut command = msb.command([""; 0]);
-    let environment: Vec<_> = command
-        .get_envs()
-        .map(|(key, value)| (key.to_owned(), value.map(ToOwned::to_owned)))
-        .collect();
-    command = Command::new("unshare");
-    for (key, value) in environment {
-        match value {
-            Some(value) => command.env(key, value),
-            None => command.env_remove(key),
-        };
-    }
-    finish(command.args(["--mount", "sh", "-c", &script])).refusal()
+/// Runs `verb` in a mount namespace that `prepare` made.
+fn in_other_mounts(msb: &Msb, prepare: &str, verb: &str) -> String {
+    let script = format!("{prepare}; exec {verb}");
+    finish(msb.command_of("unshare").args(["--mount", "sh", "-c", &script])).refusal()
 }
 
 #[test]
 fn a_host_without_usable_kvm_is_told_what_to_do() {
     let msb = Msb::new();
-    let hidden = with_other_kvm(&msb, "mount -t tmpfs none /dev", "msb run -- true");
+    let hidden = in_other_mounts(&msb, "mount -t tmpfs none /dev", "msb run -- true");
     assert!(hidden.contains("/dev/kvm") && hidden.contains("kvm_intel"), "{hidden}");
     let fake = msb.scratch("fake-kvm");
     fs::write(&fake, "").unwrap();
     let replaced = format!("mount --bind {} /dev/kvm", fake.display());
-    let useless = with_other_kvm(&msb, &replaced, "msb run -- true");
+    let useless = in_other_mounts(&msb, &replaced, "msb run -- true");
     assert!(useless.contains("/dev/kvm"), "{useless}");
     fs::set_permissions(msb.home().parent().unwrap(), fs::Permissions::from_mode(0o755)).unwrap();
     let forbidden =
         format!("{replaced}; chmod 600 /dev/kvm; export MSB_HOME=/tmp/nobody-$$ MSB_RUNTIME_DIR=/tmp/nobody-$$/run");
-    let denied = with_other_kvm(
+    let denied = in_other_mounts(
         &msb,
         &forbidden,
         "setpriv --reuid=65534 --regid=65534 --clear-groups msb run -- true",
@@ -194,6 +182,6 @@ fn a_full_disk_is_an_error_at_once() {
          && {{ dd if=/dev/zero of={0}/fill bs=4k 2>/dev/null || true; }}",
         small.display()
     );
-    let refusal = with_other_kvm(&msb, &script, "msb run -- true");
+    let refusal = in_other_mounts(&msb, &script, "msb run -- true");
     assert!(refusal.contains("space"), "{refusal}");
 }

@@ -73,6 +73,7 @@ pub fn run(json: &str) -> Result<(), serde_json::Error> {
     // All that this process makes is its user's alone, sockets included.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     rustix::thread::set_name(c"msb-vmm").unwrap_or_default();
+    raise_descriptor_limit();
     let lock = RunLock::inherited(inherit(args.lock_fd));
     let status = UnixStream::from(inherit(args.status_fd));
     let run = Run {
@@ -87,6 +88,14 @@ pub fn run(json: &str) -> Result<(), serde_json::Error> {
     };
     run.finish(end, &observed, status);
     Ok(())
+}
+
+/// Lets the vsock device have as many connections as it may: each is a descriptor, and the usual soft limit is 1024.
+fn raise_descriptor_limit() {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
+    // The soft limit does until there are many connections.
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, raised);
 }
 
 /// One run of one sandbox.
