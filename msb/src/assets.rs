@@ -7,20 +7,24 @@ use std::path::{Path, PathBuf};
 /// What Linux calls the running program when its file was replaced.
 const REPLACED: &str = "msb (deleted)";
 
-/// The guest kernel and the built-in image.
+/// The guest kernel and the built-in image with its tools.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Assets {
     /// An uncompressed ELF kernel.
     pub kernel: PathBuf,
     /// The shared initramfs: a newc archive.
     pub initramfs: PathBuf,
+    /// Programs of the image that are read only when they run: a read-only EROFS disk.
+    pub tools: PathBuf,
 }
 
 /// Why a file of msb cannot be found.
 #[derive(Debug, thiserror::Error)]
 pub enum AssetsError {
     /// The path of the running program is unknown.
-    #[error("cannot find out where msb itself is; set MSB_LIB to the directory with vmlinux and initramfs.cpio")]
+    #[error(
+        "cannot find out where msb itself is; set MSB_LIB to the directory with vmlinux, initramfs.cpio and tools.erofs"
+    )]
     OwnPath(#[source] io::Error),
     /// A file is not where it belongs.
     #[error("{} is missing; build it with `scripts/build`, or set MSB_LIB to the directory that has it", .0.display())]
@@ -44,7 +48,7 @@ impl Assets {
         Ok(bin.parent().unwrap_or(bin).join("lib/msb"))
     }
 
-    /// Finds both files. `kernel` replaces the built-in one.
+    /// Finds all files. `kernel` replaces the built-in one.
     ///
     /// # Errors
     /// When one is missing.
@@ -52,12 +56,17 @@ impl Assets {
         let directory = Self::directory()?;
         let kernel = kernel.map_or_else(|| directory.join("vmlinux"), Path::to_owned);
         let initramfs = directory.join("initramfs.cpio");
-        for file in [&kernel, &initramfs] {
+        let tools = directory.join("tools.erofs");
+        for file in [&kernel, &initramfs, &tools] {
             if !file.is_file() {
                 return Err(AssetsError::Missing(file.clone()));
             }
         }
-        Ok(Self { kernel, initramfs })
+        Ok(Self {
+            kernel,
+            initramfs,
+            tools,
+        })
     }
 }
 

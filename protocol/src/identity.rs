@@ -19,6 +19,12 @@ pub const AUTHORIZED_KEYS: &str = "authorized_keys";
 /// A [`GuestConfig`] as JSON, in [`DIRECTORY`].
 pub const CONFIG: &str = "config.json";
 
+/// Serial number of the disk with the image's tools, which the agent mounts at [`TOOLS`].
+pub const TOOLS_SERIAL: &str = "msb-tools";
+
+/// Where the image expects its tools: links of the image point there.
+pub const TOOLS: &str = "/usr/lib/msb/tools";
+
 /// What the agent sets up before it serves SSH.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]

@@ -17,6 +17,7 @@ kernel_source_needs='
 image_needs='
 cpio cpio
 rsync rsync
+mkfs.erofs erofs-utils
 busybox busybox-static'
 # shellcheck disable=SC2034
 build_needs="gcc gcc

@@ -50,4 +50,6 @@ pub struct DiskConfig {
     pub path: PathBuf,
     /// Whether the guest may only read.
     pub read_only: bool,
+    /// What the guest reads as `/sys/block/*/serial`, to know the disk by; the first 20 bytes of it.
+    pub serial: String,
 }

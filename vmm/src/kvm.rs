@@ -131,8 +131,8 @@ impl KvmVm {
                 memory_size: region.len(),
                 userspace_addr: region.as_ptr() as u64,
             };
-            // SAFETY: the region is mapped for as long as `memory` lives, and the VM keeps a clone of it beyond the
-            // life of every vCPU.
+            // SAFETY: the region stays mapped beyond the life of every vCPU: the VM keeps its `Mappings` until its
+            // threads are gone.
             unsafe { self.fd.set_user_memory_region(slot) }.doing("map guest memory")?;
         }
         Ok(())

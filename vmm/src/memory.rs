@@ -1,7 +1,12 @@
 //! Guest memory.
 
+use std::io;
+use std::ptr::{self, NonNull};
+
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use rustix::system::sysinfo;
-use vm_memory::{GuestAddress, GuestMemoryMmap, mmap::FromRangesError};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::arch::layout;
 
@@ -10,6 +15,10 @@ pub type GuestMemory = GuestMemoryMmap<()>;
 
 /// The least memory a guest can have, in MiB: below it Linux does not reach its first program.
 pub const MIN_MIB: u32 = 32;
+
+/// Bytes of a huge page. Where guest-physical and host address agree modulo this, KVM can map that much with one entry,
+/// and a guest that touches memory for the first time leaves for the host 512 times less often.
+const HUGE_PAGE: usize = 2 << 20;
 
 /// Why guest memory cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -32,15 +41,89 @@ pub enum MemoryError {
         mib: u32,
         /// What the host answered.
         #[source]
-        source: FromRangesError,
+        source: io::Error,
     },
+}
+
+/// The mappings behind a [`GuestMemory`]: what its clones refer to is gone when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Mappings(Vec<Mapping>);
+
+#[derive(Debug)]
+struct Mapping {
+    address: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: a mapping belongs to the process, not to a thread.
+unsafe impl Send for Mapping {}
+// SAFETY: nothing is done through a shared reference.
+unsafe impl Sync for Mapping {}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range is this value's own; whoever used it is gone (see `Mappings`).
+        let _ = unsafe { munmap(self.address.as_ptr().cast(), self.len) };
+    }
 }
 
 /// Maps `mib` MiB of zeroed memory, private to this process and touched lazily, around the device hole.
 ///
+/// The caller keeps the mappings until no vCPU and no device can use the memory any more.
+///
 /// # Errors
 /// When the size makes no sense on this host, or the host refuses it.
-pub fn allocate(mib: u32) -> Result<GuestMemory, MemoryError> {
+pub(crate) fn allocate(mib: u32) -> Result<(GuestMemory, Mappings), MemoryError> {
+    check_size(mib)?;
+    let failed = |source| MemoryError::Map { mib, source };
+    let mut mappings = Mappings(Vec::new());
+    let mut regions = Vec::new();
+    for (base, len) in ranges(mib) {
+        let mapping = Mapping::new(len).map_err(failed)?;
+        // SAFETY: the pointer is that of a mapping of `len` bytes, which the caller keeps.
+        let builder = unsafe { MmapRegionBuilder::<()>::new(len).with_raw_mmap_pointer(mapping.address.as_ptr()) };
+        let region = builder.build().map_err(|error| failed(io::Error::other(error)))?;
+        mappings.0.push(mapping);
+        regions.push(GuestRegionMmap::new(region, base).ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?);
+    }
+    let memory = GuestMemory::from_regions(regions).map_err(|error| failed(io::Error::other(error)))?;
+    Ok((memory, mappings))
+}
+
+impl Mapping {
+    /// Maps `len` bytes at a multiple of [`HUGE_PAGE`].
+    fn new(len: usize) -> io::Result<Self> {
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a new mapping at an address that the kernel chooses touches no other.
+        let start = unsafe {
+            mmap_anonymous(
+                ptr::null_mut(),
+                len + HUGE_PAGE,
+                ProtFlags::READ | ProtFlags::WRITE,
+                flags,
+            )
+        }?;
+        let before = start.align_offset(HUGE_PAGE);
+        let address = start.wrapping_byte_add(before);
+        // SAFETY: the pieces before and behind are parts of the mapping above that nobody uses.
+        unsafe { munmap(start, before) }.or_else(ignore_empty)?;
+        // SAFETY: as above.
+        unsafe { munmap(address.wrapping_byte_add(len), HUGE_PAGE - before) }.or_else(ignore_empty)?;
+        let address = NonNull::new(address.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        Ok(Self { address, len })
+    }
+}
+
+/// A piece of no bytes is nothing to unmap.
+fn ignore_empty(error: rustix::io::Errno) -> rustix::io::Result<()> {
+    if error == rustix::io::Errno::INVAL {
+        Ok(())
+    } else {
+        Err(error)
+    }
+}
+
+fn check_size(mib: u32) -> Result<(), MemoryError> {
     if mib < MIN_MIB {
         return Err(MemoryError::TooSmall(mib));
     }
@@ -49,7 +132,7 @@ pub fn allocate(mib: u32) -> Result<GuestMemory, MemoryError> {
     if u64::from(mib) > host {
         return Err(MemoryError::LargerThanHost { asked: mib, host });
     }
-    GuestMemory::from_ranges(&ranges(mib)).map_err(|source| MemoryError::Map { mib, source })
+    Ok(())
 }
 
 fn ranges(mib: u32) -> Vec<(GuestAddress, usize)> {
@@ -64,6 +147,8 @@ fn ranges(mib: u32) -> Vec<(GuestAddress, usize)> {
 
 #[cfg(test)]
 mod tests {
+    use vm_memory::{Bytes, GuestMemoryBackend};
+
     use super::*;
 
     #[test]
@@ -73,6 +158,17 @@ mod tests {
             ranges(5120),
             [(GuestAddress(0), 3 << 30), (GuestAddress(4 << 30), 2 << 30)]
         );
+    }
+
+    #[test]
+    fn guest_and_host_addresses_agree_modulo_a_huge_page() {
+        let (memory, mappings) = allocate(MIN_MIB + 1).unwrap();
+        let host = memory.get_host_address(GuestAddress(0)).unwrap();
+        assert_eq!(host.align_offset(HUGE_PAGE), 0);
+        memory
+            .write_obj(7u8, GuestAddress((u64::from(MIN_MIB) << 20) + 0xf_ffff))
+            .unwrap();
+        drop((memory, mappings));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::devices::virtio::vsock::VsockError;
 use crate::event_loop::{EventLoop, EventLoopThread};
 use crate::exit::VmExit;
 use crate::kvm::{self, KvmError, KvmVm};
-use crate::memory::{self, GuestMemory, MemoryError};
+use crate::memory::{self, Mappings, MemoryError};
 use crate::stats::{ExitCounters, ExitCounts};
 use crate::supervisor::Supervisor;
 use crate::vcpu::{Vcpu, VcpuThread};
@@ -73,7 +73,8 @@ pub struct Vm {
     bus: Arc<Bus>,
     supervisor: Arc<Supervisor>,
     kvm: Arc<KvmVm>,
-    memory: GuestMemory,
+    // Last: everything above may use guest memory.
+    mappings: Mappings,
 }
 
 /// A VM that was started.
@@ -83,9 +84,9 @@ pub struct Vm {
 pub struct RunningVm {
     handle: VmHandle,
     counters: Vec<Arc<ExitCounters>>,
-    // Kept until the vCPUs are gone, which use them.
+    // Kept until the threads are gone, which use them.
     _kvm: Arc<KvmVm>,
-    _memory: GuestMemory,
+    _mappings: Mappings,
 }
 
 /// Ends a running VM from any thread.
@@ -115,7 +116,7 @@ impl Vm {
             source,
         };
         let mut kernel = File::open(&config.kernel).map_err(|error| open(&config.kernel, error))?;
-        let memory = memory::allocate(config.memory_mib)?;
+        let (memory, mappings) = memory::allocate(config.memory_mib)?;
         let (entry, kernel_end) = boot::load_kernel(&memory, &mut kernel, &config.kernel)?;
         let initramfs = boot::load_initramfs(&memory, &config.initramfs, kernel_end)?;
         let console = ConsoleWriter::open(&config.console).map_err(|error| open(&config.console.path, error))?;
@@ -147,7 +148,7 @@ impl Vm {
             bus,
             supervisor,
             kvm: Arc::new(kvm),
-            memory,
+            mappings,
         })
     }
 
@@ -162,7 +163,7 @@ impl Vm {
             bus,
             supervisor,
             kvm,
-            memory,
+            mappings,
         } = self;
         let host = |source| BuildError::Host {
             doing: "start a thread for the VM",
@@ -175,7 +176,7 @@ impl Vm {
                 threads: Arc::default(),
             },
             _kvm: kvm,
-            _memory: memory,
+            _mappings: mappings,
         };
         let mut threads = running.handle.lock();
         for event_loop in loops {

@@ -26,6 +26,7 @@ mod mounts;
 mod shutdown;
 mod signals;
 mod system;
+mod tools;
 
 use signals::{Request, Signals};
 
@@ -95,6 +96,7 @@ enum Turn {
 impl Init {
     fn start(started: Duration) -> Result<Self, InitError> {
         mounts::mount_all()?;
+        tools::mount();
         let signals = Signals::block().map_err(InitError::Signals)?;
         let identity = identity::take()?;
         system::prepare(&identity.config);

@@ -105,6 +105,7 @@ impl Sandbox {
             id: self.id().clone(),
             kernel: files.kernel,
             initramfs: files.initramfs,
+            tools: files.tools,
             lifetime,
             lock_fd: -1,
             status_fd: -1,

@@ -24,6 +24,8 @@ pub struct VmmArgs {
     pub kernel: PathBuf,
     /// Shared image.
     pub initramfs: PathBuf,
+    /// Disk with the image's tools.
+    pub tools: PathBuf,
     /// What becomes of the sandbox when the starter ends.
     pub lifetime: Lifetime,
     /// The descriptor that holds the sandbox's lock.

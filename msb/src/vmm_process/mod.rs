@@ -93,7 +93,10 @@ pub fn run(json: &str) -> Result<(), serde_json::Error> {
 /// Lets the vsock device have as many connections as it may: each is a descriptor, and the usual soft limit is 1024.
 fn raise_descriptor_limit() {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
+    let raised = rustix::process::Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
     // The soft limit does until there are many connections.
     let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, raised);
 }
@@ -136,6 +139,7 @@ impl Run {
         let vm_files = vm::VmFiles {
             kernel: &self.args.kernel,
             initramfs: &self.args.initramfs,
+            tools: &self.args.tools,
             console_log: &dir.console_log(),
             vsock: &layout.vsock(self.id()),
         };

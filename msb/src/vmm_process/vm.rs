@@ -4,6 +4,8 @@ use std::path::Path;
 
 use msb_vmm::{ConsoleLog, DiskConfig, Initramfs, Vm, VmConfig, VmExit, VsockConfig};
 
+use msb_protocol::identity::TOOLS_SERIAL;
+
 use super::outcome::VmEnd;
 use crate::sandbox::spec::SandboxSpec;
 
@@ -20,6 +22,8 @@ pub(super) struct VmFiles<'a> {
     pub(super) kernel: &'a Path,
     /// Shared image.
     pub(super) initramfs: &'a Path,
+    /// Disk with the image's tools.
+    pub(super) tools: &'a Path,
     /// The console's log.
     pub(super) console_log: &'a Path,
     /// The vsock device's socket.
@@ -31,6 +35,13 @@ pub(super) fn config(spec: &SandboxSpec, files: VmFiles<'_>, identity: Vec<u8>) 
     let disk = |disk: &crate::sandbox::spec::Disk| DiskConfig {
         path: disk.path.clone(),
         read_only: disk.read_only,
+        serial: String::new(),
+    };
+    // Behind the user's disks, whose names in the guest follow from their order.
+    let tools = DiskConfig {
+        path: files.tools.into(),
+        read_only: true,
+        serial: TOOLS_SERIAL.into(),
     };
     VmConfig {
         vcpus: spec.cpus,
@@ -43,7 +54,7 @@ pub(super) fn config(spec: &SandboxSpec, files: VmFiles<'_>, identity: Vec<u8>) 
             max_bytes: MAX_CONSOLE_LOG,
         },
         vsock: Some(VsockConfig::new(GUEST_CID, files.vsock)),
-        disks: spec.disks.iter().map(disk).collect(),
+        disks: spec.disks.iter().map(disk).chain([tools]).collect(),
     }
 }
 

@@ -5,6 +5,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::path::PathBuf;
 
 use rustix::fs::{FlockOperation, flock};
+use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 
 use super::scatter::Scatter;
 use crate::config::DiskConfig;
@@ -46,7 +47,11 @@ pub(super) struct Disk {
     file: File,
     sectors: u64,
     read_only: bool,
+    serial: Serial,
 }
+
+/// A serial number as the device gives it: shorter ones end with a zero.
+pub(super) type Serial = [u8; VIRTIO_BLK_ID_BYTES as usize];
 
 impl Disk {
     /// Opens `config.path`; writers exclude each other and readers, as long as all are monitors like this.
@@ -74,10 +79,15 @@ impl Disk {
         if !size.is_multiple_of(SECTOR) {
             return Err(BlockError::Size { path: path(), size });
         }
+        let mut serial = Serial::default();
+        for (byte, given) in serial.iter_mut().zip(config.serial.bytes()) {
+            *byte = given;
+        }
         Ok(Self {
             file,
             sectors: size / SECTOR,
             read_only,
+            serial,
         })
     }
 
@@ -87,6 +97,10 @@ impl Disk {
 
     pub(super) fn is_read_only(&self) -> bool {
         self.read_only
+    }
+
+    pub(super) fn serial(&self) -> &Serial {
+        &self.serial
     }
 
     /// Reads sectors from `sector` on until `data` is full.

@@ -1,8 +1,8 @@
 //! One request: header, data, status (virtio 1.2, section 5.2.6).
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH,
-    VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT,
 };
 use virtio_queue::DescriptorChain;
 
@@ -12,8 +12,6 @@ use crate::memory::GuestMemory;
 
 /// Bytes of `type`, `reserved` and `sector`.
 const HEADER: usize = 16;
-/// What a guest reads as the disk's serial number.
-const SERIAL: &[u8] = b"msb";
 
 /// Serves requests, one after the other, without allocating for each.
 #[derive(Debug, Default)]
@@ -55,9 +53,7 @@ fn perform(disk: &Disk, from_driver: &mut Scatter<'_>, to_driver: &mut Scatter<'
         VIRTIO_BLK_T_OUT => disk.write(sector, from_driver),
         VIRTIO_BLK_T_FLUSH => disk.flush(),
         VIRTIO_BLK_T_GET_ID => {
-            let mut serial = [0; VIRTIO_BLK_ID_BYTES as usize];
-            serial[..SERIAL.len()].copy_from_slice(SERIAL);
-            to_driver.copy_from(&serial);
+            to_driver.copy_from(disk.serial());
             Ok(())
         }
         _ => return VIRTIO_BLK_S_UNSUPP,

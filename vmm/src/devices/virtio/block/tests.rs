@@ -43,6 +43,7 @@ impl Image {
         Disk::open(&DiskConfig {
             path: self.path.clone(),
             read_only,
+            serial: "twenty bytes at most, not more".into(),
         })
     }
 }
@@ -167,8 +168,9 @@ fn flush_and_serial_number_are_served_and_the_unknown_is_refused() {
         request(&disk, &memory, VIRTIO_BLK_T_GET_ID, 0, &[(DATA, 20)], false).0,
         status(VIRTIO_BLK_S_OK)
     );
-    let serial: [u8; 4] = memory.read_obj(GuestAddress(DATA)).unwrap();
-    assert_eq!(&serial, b"msb\0");
+    let mut serial = [0; 21];
+    memory.read_slice(&mut serial, GuestAddress(DATA)).unwrap();
+    assert_eq!(&serial, b"twenty bytes at most\0");
     assert_eq!(request(&disk, &memory, 77, 0, &[], true).0, status(VIRTIO_BLK_S_UNSUPP));
 }
 
