@@ -68,7 +68,8 @@ impl Vcpu {
     /// is reported to it.
     pub(crate) fn spawn(mut self, bus: Arc<Bus>, supervisor: Arc<Supervisor>) -> io::Result<VcpuThread> {
         let name = format!("vcpu{}", self.id);
-        let thread = std::thread::Builder::new().name(name.clone()).spawn(move || {
+        let builder = std::thread::Builder::new().name(name.clone());
+        let body = move || {
             let _alarm = supervisor.watch_thread(name);
             match kick::receive_only_in_guest(&self.fd).map(|()| self.run(&bus, &supervisor)) {
                 Ok(Left::Asked) => {}
@@ -79,7 +80,8 @@ impl Vcpu {
                 }
                 Err(error) => supervisor.failed(FailureReason::Run(error.to_string()), Some(self.id), None),
             }
-        })?;
+        };
+        let thread = kick::spawn_blocked(|| builder.spawn(body))?;
         Ok(VcpuThread(thread))
     }
 

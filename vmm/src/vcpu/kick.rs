@@ -24,9 +24,20 @@ struct SignalMask {
 }
 const _: () = assert!(std::mem::offset_of!(SignalMask, blocked) == size_of::<kvm_signal_mask>());
 
-/// Lets the calling thread receive kicks only while it runs the guest of `vcpu`.
+/// Starts a thread by `spawn` that blocks the kick from its first instruction on: a kick may come before it has run, and
+/// a signal that is neither blocked nor handled ends the process.
+pub(super) fn spawn_blocked<T>(spawn: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let was_blocked = block_in_thread(libc::SIGRTMIN())?.is_blocked;
+    let spawned = spawn();
+    if !was_blocked {
+        unblock_in_thread(libc::SIGRTMIN());
+    }
+    spawned
+}
+
+/// Lets the calling thread, which blocks kicks, receive them only while it runs the guest of `vcpu`.
 pub(super) fn receive_only_in_guest(vcpu: &VcpuFd) -> io::Result<()> {
-    let blocked = block_in_thread(libc::SIGRTMIN())?;
+    let blocked = block_in_thread(libc::SIGRTMIN())?.others;
     let mask = SignalMask {
         len: KERNEL_SIGSET,
         blocked,
@@ -47,28 +58,50 @@ pub(super) fn send(thread: libc::pthread_t) {
     unsafe { libc::pthread_kill(thread, libc::SIGRTMIN()) };
 }
 
-/// Blocks `signal` in the calling thread and returns, as the kernel's set, what the thread blocked before without it.
-fn block_in_thread(signal: i32) -> io::Result<u64> {
-    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: `sigemptyset` initializes the set it is given.
-    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
-    // SAFETY: initialized above.
-    let mut set = unsafe { set.assume_init() };
+/// What a thread blocked before.
+struct Blocked {
+    /// The signal in question.
+    is_blocked: bool,
+    /// All others, as the kernel's set.
+    others: u64,
+}
+
+/// Blocks `signal` in the calling thread.
+fn block_in_thread(signal: i32) -> io::Result<Blocked> {
+    let set = set_of(signal);
     let mut before = set;
-    // SAFETY: a valid set and a valid signal number.
-    unsafe { libc::sigaddset(&raw mut set, signal) };
     // SAFETY: both sets are valid for the call.
     let result = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, &raw mut before) };
     if result != 0 {
         return Err(io::Error::from_raw_os_error(result));
     }
-    let blocked = |number: &i32| {
+    let is_blocked = |number: i32| {
         // SAFETY: `before` is a valid set and the number is in the kernel's range.
-        *number != signal && unsafe { libc::sigismember(&raw const before, *number) } == 1
+        unsafe { libc::sigismember(&raw const before, number) == 1 }
     };
-    Ok((1..=64)
-        .filter(blocked)
-        .fold(0, |bits, number| bits | 1 << (number - 1)))
+    let others = (1..=64).filter(|number| *number != signal && is_blocked(*number));
+    Ok(Blocked {
+        is_blocked: is_blocked(signal),
+        others: others.fold(0, |bits, number| bits | 1 << (number - 1)),
+    })
+}
+
+fn unblock_in_thread(signal: i32) {
+    let set = set_of(signal);
+    // SAFETY: the set is valid for the call, and the one before is not asked for.
+    unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut()) };
+}
+
+/// The set of one signal.
+fn set_of(signal: i32) -> libc::sigset_t {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: `sigemptyset` initializes the set it is given.
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    // SAFETY: initialized above.
+    let mut set = unsafe { set.assume_init() };
+    // SAFETY: a valid set and a valid signal number.
+    unsafe { libc::sigaddset(&raw mut set, signal) };
+    set
 }
 
 #[cfg(test)]
@@ -76,10 +109,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_thread_inherits_the_block_and_its_maker_does_not_keep_it() {
+        let inherited = spawn_blocked(|| Ok(std::thread::spawn(|| block_in_thread(libc::SIGRTMIN()))));
+        assert!(inherited.unwrap().join().unwrap().unwrap().is_blocked);
+        assert!(!block_in_thread(libc::SIGRTMIN()).unwrap().is_blocked);
+        unblock_in_thread(libc::SIGRTMIN());
+    }
+
+    #[test]
     fn the_set_for_the_guest_lacks_only_the_kick() {
         std::thread::spawn(|| {
             block_in_thread(libc::SIGUSR1).unwrap();
-            assert_eq!(block_in_thread(libc::SIGRTMIN()).unwrap(), 1 << (libc::SIGUSR1 - 1));
+            block_in_thread(libc::SIGRTMIN()).unwrap();
+            assert_eq!(
+                block_in_thread(libc::SIGRTMIN()).unwrap().others,
+                1 << (libc::SIGUSR1 - 1)
+            );
         })
         .join()
         .unwrap();
