@@ -1,12 +1,13 @@
 //! Running commands to their end.
 
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// No command of a test takes this long: one that does hangs.
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(900);
 
 /// A command that has ended.
 #[derive(Debug)]
@@ -75,6 +76,8 @@ pub fn finish_with_input(command: &mut Command, input: Vec<u8>) -> Finished {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        // What it leaves in the background holds its output open, and is killed with it.
+        .process_group(0)
         .spawn()
         .unwrap_or_else(|error| panic!("cannot start {described}: {error}"));
     let mut stdin = child.stdin.take().expect("standard input is piped");
@@ -87,7 +90,7 @@ pub fn finish_with_input(command: &mut Command, input: Vec<u8>) -> Finished {
     let watchdog = std::thread::spawn(move || {
         let hangs = watched.recv_timeout(LIMIT) == Err(std::sync::mpsc::RecvTimeoutError::Timeout);
         if hangs {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
         }
         hangs
     });

@@ -89,21 +89,29 @@ fn channels_of_one_connection_do_not_wait_for_a_stalled_one() {
         ssh
     };
     let mut master = msb.openssh("ssh");
-    finish(
-        master
-            .arg("-fNM")
-            .arg("-S")
-            .arg(&control)
-            .arg(sandbox.host())
-            .stderr(Stdio::null()),
-    )
-    .expect(0);
+    master
+        .args([
+            "-NM",
+            "-o",
+            "PermitLocalCommand=yes",
+            "-o",
+            "LocalCommand=echo up",
+            "-S",
+        ])
+        .arg(&control);
+    let mut master = master
+        .arg(sandbox.host())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut up = [0; 3];
+    master.stdout.as_mut().unwrap().read_exact(&mut up).unwrap();
     let mut stalled = shared("echo up; sleep 1000")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut up = [0; 3];
     stalled.stdout.as_mut().unwrap().read_exact(&mut up).unwrap();
     let mut input = stalled.stdin.take().unwrap();
     let feeder = std::thread::spawn(move || {
@@ -118,9 +126,10 @@ fn channels_of_one_connection_do_not_wait_for_a_stalled_one() {
     }
     stalled.kill().unwrap();
     stalled.wait().unwrap();
+    // It has the client's input, too.
+    master.kill().unwrap();
+    master.wait().unwrap();
     feeder.join().unwrap();
-    let mut exit = msb.openssh("ssh");
-    finish(exit.arg("-S").arg(&control).arg("-O").arg("exit").arg(sandbox.host())).expect(0);
 }
 
 #[test]
