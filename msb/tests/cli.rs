@@ -44,6 +44,7 @@ impl Machine {
         std::fs::create_dir(&lib).unwrap();
         std::fs::write(lib.join("vmlinux"), kernel).unwrap();
         std::fs::write(lib.join("initramfs.cpio"), b"").unwrap();
+        std::fs::write(lib.join("tools.erofs"), b"").unwrap();
         self
     }
 

@@ -69,7 +69,7 @@ fn a_kernel_that_is_none_is_refused() {
 fn memory_without_sense_is_refused() {
     let msb = Msb::new();
     refused(&msb, &["run", "--memory", "1M", "--", "true"], "memory");
-    refused(&msb, &["run", "--memory", "40M", "--", "true"], "MiB");
+    refused(&msb, &["run", "--memory", "40M", "--", "true"], "64M");
     refused(&msb, &["run", "--memory", "900G", "--", "true"], "host");
     refused(&msb, &["run", "--memory", "much", "--", "true"], "much");
     refused(&msb, &["run", "--cpus", "0", "--", "true"], "CPU");
