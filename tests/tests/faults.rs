@@ -28,7 +28,8 @@ fn in_other_mounts(msb: &Msb, prepare: &str, verb: &str) -> String {
 #[test]
 fn a_host_without_usable_kvm_is_told_what_to_do() {
     let msb = Msb::new();
-    let hidden = in_other_mounts(&msb, "mount -t tmpfs none /dev", "msb run -- true");
+    let no_kvm = "mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && mknod -m 666 /dev/urandom c 1 9";
+    let hidden = in_other_mounts(&msb, no_kvm, "msb run -- true");
     assert!(hidden.contains("/dev/kvm") && hidden.contains("kvm_intel"), "{hidden}");
     let fake = msb.scratch("fake-kvm");
     fs::write(&fake, "").unwrap();
