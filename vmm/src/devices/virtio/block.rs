@@ -6,19 +6,14 @@ mod disk;
 mod request;
 mod scatter;
 
-use std::sync::Arc;
-
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-use super::device::{ActivateError, Activation, ActiveQueue, VirtioDevice};
-use super::interrupt::Interrupt;
-use super::notification;
-use super::wakeup::ActivationWakeup;
+use super::device::{ActivateError, Activation, VirtioDevice};
+use super::single_queue::SingleQueue;
 use crate::config::DiskConfig;
-use crate::memory::GuestMemory;
 use disk::Disk;
 use request::Requests;
 
@@ -35,17 +30,9 @@ type ConfigSpace = [u8; 16];
 #[derive(Debug)]
 pub struct Block {
     config: ConfigSpace,
-    wakeup: ActivationWakeup,
     disk: Disk,
     requests: Requests,
-    active: Option<Active>,
-}
-
-#[derive(Debug)]
-struct Active {
-    memory: GuestMemory,
-    interrupt: Arc<Interrupt>,
-    queue: ActiveQueue,
+    queue: SingleQueue,
 }
 
 impl Block {
@@ -58,16 +45,15 @@ impl Block {
         let mut space = ConfigSpace::default();
         space[..8].copy_from_slice(&disk.sectors().to_le_bytes());
         space[12..].copy_from_slice(&MAX_SEGMENTS.to_le_bytes());
-        let wakeup = ActivationWakeup::new().map_err(|source| BlockError::Open {
+        let queue = SingleQueue::new().map_err(|source| BlockError::Open {
             path: config.path.clone(),
             source,
         })?;
         Ok(Self {
             config: space,
-            wakeup,
             disk,
             requests: Requests::default(),
-            active: None,
+            queue,
         })
     }
 }
@@ -102,52 +88,24 @@ impl VirtioDevice for Block {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let Activation {
-            memory,
-            interrupt,
-            mut queues,
-            ..
-        } = activation;
-        let queue = queues
-            .pop()
-            .ok_or(ActivateError::MissingQueues { ready: 0, needed: 1 })?;
-        self.active = Some(Active {
-            memory,
-            interrupt,
-            queue,
-        });
-        self.wakeup.wake();
-        Ok(())
+        self.queue.activate(activation)
     }
 
     fn reset(&mut self) {
-        self.active = None;
-        self.wakeup.wake();
+        self.queue.reset();
     }
 }
 
 impl MutEventSubscriber for Block {
     fn init(&mut self, ops: &mut EventOps) {
-        self.wakeup.register(ops);
+        self.queue.register(ops);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        if self.wakeup.is_source_of(&events) {
-            self.wakeup
-                .update_kicks(ops, self.active.iter().map(|active| &active.queue.kick));
-        }
-        if let Some(active) = &mut self.active {
-            // An empty counter: the wake-up came first.
-            let _ = active.queue.kick.read();
-            let Active {
-                memory,
-                interrupt,
-                queue,
-            } = active;
-            notification::serve(queue, memory, interrupt, |chain| {
-                self.requests.serve(&self.disk, memory, chain)
-            });
-        }
+        let Self {
+            disk, requests, queue, ..
+        } = self;
+        queue.process(events, ops, |memory, chain| requests.serve(disk, memory, chain));
     }
 }
 

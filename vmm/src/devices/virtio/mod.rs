@@ -6,5 +6,6 @@ pub mod interrupt;
 pub mod mmio;
 mod notification;
 pub mod rng;
+mod single_queue;
 pub mod vsock;
 pub mod wakeup;

@@ -1,17 +1,13 @@
 //! virtio-rng: random bytes for the guest (virtio 1.2, section 5.4).
 
-use std::sync::Arc;
-
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::device::{ActivateError, Activation, ActiveQueue, VirtioDevice};
-use super::interrupt::Interrupt;
-use super::notification;
-use super::wakeup::ActivationWakeup;
+use super::device::{ActivateError, Activation, VirtioDevice};
+use super::single_queue::SingleQueue;
 use crate::memory::GuestMemory;
 
 const QUEUE_SIZES: [u16; 1] = [64];
@@ -20,17 +16,7 @@ const MAX_REQUEST: usize = 4096;
 
 /// The entropy device.
 #[derive(Debug)]
-pub struct Rng {
-    wakeup: ActivationWakeup,
-    active: Option<Active>,
-}
-
-#[derive(Debug)]
-struct Active {
-    memory: GuestMemory,
-    interrupt: Arc<Interrupt>,
-    requests: ActiveQueue,
-}
+pub struct Rng(SingleQueue);
 
 impl Rng {
     /// An inactive device.
@@ -38,10 +24,7 @@ impl Rng {
     /// # Errors
     /// When the host is out of file descriptors.
     pub fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            wakeup: ActivationWakeup::new()?,
-            active: None,
-        })
+        SingleQueue::new().map(Self)
     }
 }
 
@@ -61,50 +44,21 @@ impl VirtioDevice for Rng {
     fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let Activation {
-            memory,
-            interrupt,
-            mut queues,
-            ..
-        } = activation;
-        let requests = queues
-            .pop()
-            .ok_or(ActivateError::MissingQueues { ready: 0, needed: 1 })?;
-        self.active = Some(Active {
-            memory,
-            interrupt,
-            requests,
-        });
-        self.wakeup.wake();
-        Ok(())
+        self.0.activate(activation)
     }
 
     fn reset(&mut self) {
-        self.active = None;
-        self.wakeup.wake();
+        self.0.reset();
     }
 }
 
 impl MutEventSubscriber for Rng {
     fn init(&mut self, ops: &mut EventOps) {
-        self.wakeup.register(ops);
+        self.0.register(ops);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        if self.wakeup.is_source_of(&events) {
-            self.wakeup
-                .update_kicks(ops, self.active.iter().map(|active| &active.requests.kick));
-        }
-        if let Some(active) = &mut self.active {
-            // An empty counter: the wake-up came first.
-            let _ = active.requests.kick.read();
-            let Active {
-                memory,
-                interrupt,
-                requests,
-            } = active;
-            notification::serve(requests, memory, interrupt, |chain| fill(memory, chain));
-        }
+        self.0.process(events, ops, fill);
     }
 }
 

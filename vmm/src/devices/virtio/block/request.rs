@@ -29,7 +29,7 @@ impl Requests {
         let (Some(mut from_driver), Some(mut to_driver)) = (from_driver, to_driver) else {
             return 0;
         };
-        let Some(mut status) = to_driver.take_last_byte() else {
+        let Some(status) = to_driver.take_last_byte() else {
             return 0;
         };
         let data = to_driver.len();

@@ -80,23 +80,18 @@ impl<'a> Scatter<'a> {
         Some(bytes)
     }
 
-    /// Takes the last byte away, as a buffer of its own.
-    pub(super) fn take_last_byte(&mut self) -> Option<Scatter<'a>> {
+    /// Takes the last byte away.
+    pub(super) fn take_last_byte(&mut self) -> Option<VolatileSlice<'a>> {
         while self.segments.last()?.iov_len == 0 {
             self.segments.pop();
         }
         let last = self.segments.last_mut()?;
         last.iov_len -= 1;
         self.len -= 1;
-        let byte = libc::iovec {
-            iov_base: last.iov_base.wrapping_byte_add(last.iov_len),
-            iov_len: 1,
-        };
-        Some(Scatter {
-            segments: vec![byte],
-            len: 1,
-            memory: PhantomData,
-        })
+        let byte = last.iov_base.wrapping_byte_add(last.iov_len);
+        // SAFETY: the byte lies in memory that stays mapped for `'a` (the type's invariant), and `VolatileSlice` is
+        // made for memory that others change.
+        Some(unsafe { VolatileSlice::new(byte.cast(), 1) })
     }
 
     /// Copies `bytes` to the front, as far as there is room.

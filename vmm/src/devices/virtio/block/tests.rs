@@ -14,6 +14,7 @@ use virtio_queue::mock::MockSplitQueue;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
+use crate::memory::GuestMemory;
 
 const HEADER: u64 = 0x1_0000;
 const DATA: u64 = 0x2_0000;
