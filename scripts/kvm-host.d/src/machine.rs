@@ -34,6 +34,8 @@ pub(crate) struct Machine {
     pub(crate) shared: PathBuf,
     pub(crate) memory_mib: u32,
     pub(crate) cpus: u32,
+    /// A model of QEMU's, with what it has more and less.
+    pub(crate) cpu_model: OsString,
 }
 
 /// A machine that runs; it is killed with this process, however that ends.
@@ -85,7 +87,7 @@ impl Machine {
         };
         add("-M", &[&"q35"]);
         add("-accel", &[&"tcg,thread=multi,tb-size=1024"]);
-        add("-cpu", &[&"max"]);
+        add("-cpu", &[&self.cpu_model]);
         add("-smp", &[&self.cpus.to_string()]);
         add("-m", &[&self.memory_mib.to_string()]);
         add("-kernel", &[&self.kernel]);

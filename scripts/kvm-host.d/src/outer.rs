@@ -99,6 +99,7 @@ fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Options, Failu
         shared: next("SHARED")?.into(),
         memory_mib: number(&next("MEMORY")?)?,
         cpus: number(&next("CPUS")?)?,
+        cpu_model: next("CPU_MODEL")?,
     };
     let timeout: u64 = number(&next("TIMEOUT")?)?;
     let timeout = (timeout > 0).then(|| Duration::from_secs(timeout));
