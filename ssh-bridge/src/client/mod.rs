@@ -31,12 +31,16 @@ pub use session::{Program, Session, SessionControl, SessionEvent, SessionEvents,
 pub use stdio::Stdio;
 pub use terminal::Pty;
 
+use crate::sftp::{SftpClient, SftpError};
 use gate::Gate;
 use handler::{ClientHandler, HandlerError, Shared};
 use transport::Transport;
 
 /// Bytes a channel may receive before it must be granted more.
 const WINDOW: u32 = 2 * 1024 * 1024;
+
+/// The type of a terminal of which nothing is known.
+const DEFAULT_TERM: &str = "xterm";
 
 /// How long a farewell may take. The guest notices the end of the stream anyway.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -134,10 +138,15 @@ pub struct ClientConfig {
     pub handshake_timeout: Duration,
     /// Bytes of received data that the connection's sessions may hold together. One packet more is possible.
     pub receive_limit: usize,
+    /// The type of terminals whose session names none. Default: for [`SshClient::attach`] `TERM` of this process, else
+    /// `xterm`.
+    pub term: Option<String>,
+    /// Whether [`SshClient::sftp`] opens sessions. The guest serves SFTP whatever this says.
+    pub sftp: bool,
 }
 
 impl ClientConfig {
-    /// With a handshake of at most 30 s and 8 MiB of received data.
+    /// With a handshake of at most 30 s, 8 MiB of received data, and SFTP.
     pub fn new(user: impl Into<String>, key: PrivateKey, host_key: PublicKey) -> Self {
         Self {
             user: user.into(),
@@ -145,6 +154,8 @@ impl ClientConfig {
             host_key,
             handshake_timeout: Duration::from_secs(30),
             receive_limit: 8 * 1024 * 1024,
+            term: None,
+            sftp: true,
         }
     }
 }
@@ -186,8 +197,8 @@ pub struct SshOutput {
 
 /// How the local terminal is attached to a session.
 #[derive(Clone, Debug, Default)]
-pub struct AttachOptions {
-    /// The terminal's type. Default: `TERM` of this process, else `xterm`.
+pub struct SshAttachOptions {
+    /// The terminal's type. Default: [`ClientConfig::term`].
     pub term: Option<String>,
     /// The keys that leave the session. Default: none, every key goes to the guest.
     pub detach_keys: Option<DetachKeys>,
@@ -199,6 +210,8 @@ pub struct AttachOptions {
 pub struct SshClient {
     handle: Handle<ClientHandler>,
     shared: Arc<Shared>,
+    term: Option<String>,
+    sftp: bool,
 }
 
 impl std::fmt::Debug for SshClient {
@@ -235,7 +248,9 @@ impl SshClient {
             key,
             host_key,
             receive_limit,
-            ..
+            term,
+            sftp,
+            handshake_timeout: _,
         } = config;
         let gate = Arc::new(Gate::new(WINDOW, receive_limit));
         let shared = Arc::new(Shared::new(Arc::clone(&gate)));
@@ -260,7 +275,12 @@ impl SshClient {
         if !login.success() {
             return Err(ClientError::Login { user, key: fingerprint });
         }
-        Ok(Self { handle, shared })
+        Ok(Self {
+            handle,
+            shared,
+            term,
+            sftp,
+        })
     }
 
     /// Starts a program and leaves its streams to the caller.
@@ -294,7 +314,7 @@ impl SshClient {
             stdin: input,
             output_limit,
         } = options;
-        let tty = tty.then(|| Pty::new("xterm", 80, 24));
+        let tty = tty.then(|| Pty::new(self.term.as_deref().unwrap_or(DEFAULT_TERM), 80, 24));
         let session = self
             .spawn(&Program::Exec(command.into()), &SpawnOptions { tty, env })
             .await?;
@@ -327,9 +347,9 @@ impl SshClient {
         stdio: &Stdio,
     ) -> Result<ExitStatus, ClientError> {
         if tty {
-            let options = AttachOptions {
+            let options = SshAttachOptions {
                 env: env.to_vec(),
-                ..AttachOptions::default()
+                ..SshAttachOptions::default()
             };
             return match self.attach_program(program, options, stdio).await? {
                 AttachEnd::Exited(status) => Ok(status),
@@ -355,7 +375,7 @@ impl SshClient {
     ///
     /// # Errors
     /// When standard input is no terminal, the guest refuses, or the connection breaks.
-    pub async fn attach(&self, options: AttachOptions) -> Result<AttachEnd, ClientError> {
+    pub async fn attach(&self, options: SshAttachOptions) -> Result<AttachEnd, ClientError> {
         let stdio = Stdio::inherit().map_err(ClientError::Terminal)?;
         self.attach_program(&Program::Shell, options, &stdio).await
     }
@@ -367,19 +387,31 @@ impl SshClient {
     pub async fn attach_program(
         &self,
         program: &Program,
-        options: AttachOptions,
+        options: SshAttachOptions,
         stdio: &Stdio,
     ) -> Result<AttachEnd, ClientError> {
-        let AttachOptions { term, detach_keys, env } = options;
+        let SshAttachOptions { term, detach_keys, env } = options;
         let terminal = stdio
             .terminal()
             .ok_or_else(|| ClientError::Terminal(rustix::io::Errno::NOTTY.into()))?;
         let term = term
+            .or_else(|| self.term.clone())
             .or_else(|| std::env::var("TERM").ok())
-            .unwrap_or_else(|| "xterm".to_owned());
+            .unwrap_or_else(|| DEFAULT_TERM.to_owned());
         let tty = Pty::like(terminal, term).map_err(ClientError::Terminal)?;
         let session = self.spawn(program, &SpawnOptions { tty: Some(tty), env }).await?;
         attach::copy_terminal(session, stdio, terminal, detach_keys).await
+    }
+
+    /// Opens an SFTP session.
+    ///
+    /// # Errors
+    /// When the client was opened without SFTP, the guest refuses, or the connection breaks.
+    pub async fn sftp(&self) -> Result<SftpClient, SftpError> {
+        if !self.sftp {
+            return Err(SftpError::Disabled);
+        }
+        SftpClient::open(self).await
     }
 
     /// Says good-bye and ends the connection with all its sessions.

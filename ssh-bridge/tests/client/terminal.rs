@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
-use msb_ssh::client::{AttachEnd, AttachOptions, ClientError, ExitStatus, Program, Stdio};
+use msb_ssh::client::{AttachEnd, ClientError, ExitStatus, Program, SshAttachOptions, Stdio};
 use rustix::fs::{Mode, OFlags};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
@@ -47,7 +47,7 @@ fn read_line(master: &mut File) -> String {
 
 /// Attaches to the shell, and lets `user` act at the terminal meanwhile.
 async fn attach(
-    options: AttachOptions,
+    options: SshAttachOptions,
     user: impl FnOnce(&mut File, &OwnedFd) + Send + 'static,
 ) -> (Result<AttachEnd, ClientError>, bool) {
     let client = connected().await;
@@ -58,7 +58,7 @@ async fn attach(
         user(&mut master, &seen);
         master
     });
-    let options = AttachOptions {
+    let options = SshAttachOptions {
         term: Some("xterm".into()),
         ..options
     };
@@ -69,7 +69,7 @@ async fn attach(
 
 #[tokio::test]
 async fn a_terminal_is_raw_while_it_is_attached_and_follows_its_size() {
-    let (end, echoes_after) = attach(AttachOptions::default(), |master, slave| {
+    let (end, echoes_after) = attach(SshAttachOptions::default(), |master, slave| {
         assert_eq!(read_line(master), "xterm 100x30\n", "raw: no carriage return is added");
         assert!(!echoes(slave));
         tcsetwinsize(
@@ -96,9 +96,9 @@ async fn a_terminal_is_raw_while_it_is_attached_and_follows_its_size() {
 
 #[tokio::test]
 async fn the_detach_keys_leave_the_session_and_restore_the_terminal() {
-    let options = AttachOptions {
+    let options = SshAttachOptions {
         detach_keys: Some("ctrl-p,ctrl-q".parse().unwrap()),
-        ..AttachOptions::default()
+        ..SshAttachOptions::default()
     };
     let (end, echoes_after) = attach(options, |master, _| {
         read_line(master);
@@ -117,7 +117,7 @@ async fn what_is_no_terminal_is_said_to_be_none() {
     let null = File::open("/dev/null").unwrap();
     let stdio = Stdio::new(null.as_fd(), null.as_fd(), null.as_fd()).unwrap();
     let error = client
-        .attach_program(&Program::Shell, AttachOptions::default(), &stdio)
+        .attach_program(&Program::Shell, SshAttachOptions::default(), &stdio)
         .await
         .unwrap_err();
     assert!(matches!(error, ClientError::Terminal(_)), "{error}");

@@ -1,0 +1,119 @@
+//! The real agent of the guest, `msb-agent serve --stdio`, as a process of this machine.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+
+use msb_ssh::client::{ClientConfig, SshClient};
+use msb_ssh::keys::KeyPair;
+
+/// An agent with keys and a directory of its own. It ends with its connection.
+pub(crate) struct Agent {
+    directory: tempfile::TempDir,
+    host_key: KeyPair,
+    client_key: KeyPair,
+    process: Child,
+}
+
+impl Agent {
+    /// Starts one, with a client that is logged in as the user of this process.
+    pub(crate) async fn connected() -> (Self, SshClient) {
+        let (agent, stream) = Self::start();
+        let config = agent.config();
+        (agent, SshClient::connect(stream, config).await.unwrap())
+    }
+
+    pub(crate) fn start() -> (Self, tokio::net::UnixStream) {
+        let directory = tempfile::tempdir().unwrap();
+        let host_key = KeyPair::generate_ed25519("host").unwrap();
+        let client_key = KeyPair::generate_ed25519("client").unwrap();
+        let (host, keys) = (directory.path().join("host"), directory.path().join("keys"));
+        write_private(&host, host_key.to_openssh().unwrap().as_bytes());
+        write_private(&keys, client_key.public_line().as_bytes());
+        let (stream, agents) = UnixStream::pair().unwrap();
+        let process = Command::new(binary())
+            .args(["serve", "--stdio", "--host-key"])
+            .arg(host)
+            .arg("--authorized-keys")
+            .arg(keys)
+            .stdin(OwnedFd::from(agents.try_clone().unwrap()))
+            .stdout(OwnedFd::from(agents))
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let agent = Self {
+            directory,
+            host_key,
+            client_key,
+            process,
+        };
+        (agent, tokio::net::UnixStream::from_std(stream).unwrap())
+    }
+
+    pub(crate) fn config(&self) -> ClientConfig {
+        let host_key = self.host_key.public_key().clone();
+        ClientConfig::new(own_user(), self.client_key.private_key().clone(), host_key)
+    }
+
+    /// A path in its own directory.
+    pub(crate) fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Ends it at once.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill().unwrap();
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn write_private(path: &Path, content: &[u8]) {
+    let mut options = std::fs::OpenOptions::new();
+    let mut file = options.write(true).create_new(true).mode(0o600).open(path).unwrap();
+    std::io::Write::write_all(&mut file, content).unwrap();
+}
+
+fn own_user() -> String {
+    let output = Command::new("id").arg("-un").output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// The agent, built from this checkout by the cargo that runs the test.
+fn binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        let mut cargo = Command::new(env!("CARGO"));
+        // What cargo says of the test's own package would have build scripts run again.
+        for (name, _) in std::env::vars_os() {
+            let name = name.to_string_lossy();
+            if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+                cargo.env_remove(&*name);
+            }
+        }
+        let built = cargo
+            .args(["build", "--locked", "--package", "msb-agent", "--message-format=json"])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .stderr(Stdio::inherit())
+            .output()
+            .unwrap();
+        assert!(built.status.success(), "the agent cannot be built");
+        let messages = String::from_utf8(built.stdout).unwrap();
+        let messages = messages
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        messages
+            .filter_map(|message| Some(message["executable"].as_str()?.into()))
+            .next_back()
+            .expect("a build names its executable")
+    })
+}
