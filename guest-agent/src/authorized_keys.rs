@@ -9,6 +9,7 @@ use russh::keys::ssh_key::public::KeyData;
 use russh::keys::{Algorithm, PublicKey};
 
 mod options;
+mod permit;
 
 pub use options::{OptionError, Options};
 

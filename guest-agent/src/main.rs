@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use msb_agent::{console, init, session, sftp};
+use msb_protocol::identity::SshFeatures;
 
 const USAGE: &str = "usage: msb-agent serve --stdio --host-key FILE --authorized-keys FILE
+                [--no-port-forwarding] [--no-agent-forwarding] [--no-sftp]
        msb-agent sftp-server
        msb-agent --version
 As PID 1 of a guest, named init, it takes no arguments.";
@@ -41,12 +43,16 @@ fn main() -> ExitCode {
 
 fn serve(options: &[&str]) -> Result<(), String> {
     let (mut stdio, mut host_key, mut authorized_keys) = (false, None, None);
+    let mut features = SshFeatures::default();
     let mut options = options.iter();
     while let Some(option) = options.next() {
         match *option {
             "--stdio" => stdio = true,
             "--host-key" => host_key = options.next().map(PathBuf::from),
             "--authorized-keys" => authorized_keys = options.next().map(PathBuf::from),
+            "--no-port-forwarding" => features.port_forwarding = false,
+            "--no-agent-forwarding" => features.agent_forwarding = false,
+            "--no-sftp" => features.sftp = false,
             other => return Err(format!("serve: unknown option {other:?}\n{USAGE}")),
         }
     }
@@ -55,5 +61,5 @@ fn serve(options: &[&str]) -> Result<(), String> {
             "serve: --stdio, --host-key and --authorized-keys are all needed\n{USAGE}"
         ));
     };
-    session::serve_stdio(&host_key, &authorized_keys).map_err(|error| console::chain(&error))
+    session::serve_stdio(&host_key, &authorized_keys, features).map_err(|error| console::chain(&error))
 }

@@ -4,11 +4,11 @@ mod support;
 
 use std::fs;
 use std::io::Write;
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
-use support::{Server, assert_success, output, output_with_input, pattern, stdout};
+use support::{Master, Server, assert_success, output, output_with_input, pattern, stdout};
 
 const MIB: usize = 1 << 20;
 
@@ -40,47 +40,6 @@ fn sftp_moves_512_mib_both_ways_with_stock_settings() {
     assert_success(&server.sftp(format!("get {from} {to}\nput {from} {back}\n").as_bytes()));
     for copy in [received, sent] {
         assert_success(&output(std::process::Command::new("cmp").args([&original, &copy])));
-    }
-}
-
-/// A master connection, ended with the test.
-struct Master<'a> {
-    server: &'a Server,
-    process: Child,
-}
-
-impl<'a> Master<'a> {
-    fn start(server: &'a Server) -> Self {
-        let (mut started, ready) = std::os::unix::net::UnixStream::pair().unwrap();
-        // LocalCommand runs once the connection is authenticated.
-        let process = server
-            .ssh(&[
-                "-M",
-                "-N",
-                "-o",
-                "PermitLocalCommand=yes",
-                "-o",
-                "LocalCommand=echo ready",
-                "box",
-            ])
-            .stdin(Stdio::null())
-            .stdout(std::os::fd::OwnedFd::from(ready))
-            .spawn()
-            .unwrap();
-        let mut line = [0; 6];
-        std::io::Read::read_exact(&mut started, &mut line).expect("the master connection comes up");
-        Self { server, process }
-    }
-}
-
-impl Drop for Master<'_> {
-    fn drop(&mut self) {
-        let _ = self
-            .server
-            .ssh(&["-q", "-O", "exit", "box"])
-            .stderr(Stdio::null())
-            .status();
-        let _ = self.process.wait();
     }
 }
 

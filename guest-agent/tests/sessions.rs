@@ -250,3 +250,10 @@ fn rekeying_loses_nothing() {
         data.len()
     );
 }
+
+#[test]
+fn a_server_without_sftp_transfers_no_files_and_runs_commands() {
+    let server = Server::with_arguments("--no-sftp");
+    assert!(!server.sftp(b"ls /\n").status.success());
+    assert_eq!(stdout(&server.run("echo still")), "still\n");
+}

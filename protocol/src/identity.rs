@@ -37,4 +37,52 @@ pub struct GuestConfig {
     /// Seconds and nanoseconds since the epoch when the host wrote this: a guest has no clock of its own.
     #[serde(default)]
     pub realtime: (u64, u32),
+    /// What the SSH server offers.
+    #[serde(default, skip_serializing_if = "SshFeatures::is_default")]
+    pub ssh: SshFeatures,
+}
+
+/// What the SSH server of a guest offers beyond commands and terminals; everything by default.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SshFeatures {
+    /// Forwarding of TCP ports and Unix sockets, in both directions.
+    pub port_forwarding: bool,
+    /// Forwarding of the client's agent.
+    pub agent_forwarding: bool,
+    /// File transfer.
+    pub sftp: bool,
+}
+
+impl SshFeatures {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Default for SshFeatures {
+    fn default() -> Self {
+        Self {
+            port_forwarding: true,
+            agent_forwarding: true,
+            sftp: true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_configuration_leaves_out_is_offered() {
+        let older: GuestConfig = serde_json::from_str(r#"{"hostname":"box"}"#).unwrap();
+        assert_eq!(older.ssh, SshFeatures::default());
+        let partial: GuestConfig = serde_json::from_str(r#"{"hostname":"box","ssh":{"sftp":false}}"#).unwrap();
+        assert!(partial.ssh.port_forwarding && partial.ssh.agent_forwarding && !partial.ssh.sftp);
+        assert_eq!(
+            serde_json::from_str::<GuestConfig>(&serde_json::to_string(&partial).unwrap()).unwrap(),
+            partial
+        );
+    }
 }

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::permit::Permit;
+
 /// What a key may do beyond logging in.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Options {
@@ -15,8 +17,10 @@ pub struct Options {
     pub port_forwarding: bool,
     /// The agent may be forwarded.
     pub agent_forwarding: bool,
-    /// Where `-L` and `-D` may connect, as `host:port`; empty: anywhere.
-    pub permit_open: Vec<String>,
+    /// Where `-L` and `-D` may connect; empty: anywhere.
+    permit_open: Vec<Permit>,
+    /// Where `-R` may listen; empty: anywhere.
+    permit_listen: Vec<Permit>,
     expires: Option<SystemTime>,
 }
 
@@ -29,6 +33,9 @@ pub enum OptionError {
     /// A quote that never closes, or a value without quotes.
     #[error("the value of option {0:?} is not quoted")]
     Unquoted(String),
+    /// Something other than a comma behind a value.
+    #[error("a comma is missing behind option {0:?}")]
+    Trailing(String),
     /// A value that the option cannot have.
     #[error("option {name:?} cannot be {value:?}")]
     Value {
@@ -48,6 +55,7 @@ impl Default for Options {
             port_forwarding: true,
             agent_forwarding: true,
             permit_open: Vec::new(),
+            permit_listen: Vec::new(),
             expires: None,
         }
     }
@@ -66,9 +74,32 @@ impl Options {
             options.set(name, value)?;
             match after.strip_prefix(',') {
                 Some(more) => rest = more,
-                None => return Ok(options),
+                None if after.is_empty() => return Ok(options),
+                None => return Err(OptionError::Trailing(name.into())),
             }
         }
+    }
+
+    /// Whether the owner may connect to a TCP port. Rules name hosts literally.
+    pub fn may_connect(&self, host: &str, port: u16) -> bool {
+        let permitted = |permit: &Permit| permit.is_host(host) && permit.has_port(port);
+        self.port_forwarding && (self.permit_open.is_empty() || self.permit_open.iter().any(permitted))
+    }
+
+    /// Whether the owner may connect to Unix sockets: rules about ports say nothing of them, so they permit none.
+    pub fn may_connect_to_sockets(&self) -> bool {
+        self.port_forwarding && self.permit_open.is_empty()
+    }
+
+    /// Whether the owner may listen on a TCP port. Rules name hosts by patterns.
+    pub fn may_listen(&self, host: &str, port: u16) -> bool {
+        let permitted = |permit: &Permit| permit.fits_host(host) && permit.has_port(port);
+        self.port_forwarding && (self.permit_listen.is_empty() || self.permit_listen.iter().any(permitted))
+    }
+
+    /// Whether the owner may listen on Unix sockets, as for [`Options::may_connect_to_sockets`].
+    pub fn may_listen_on_sockets(&self) -> bool {
+        self.port_forwarding && self.permit_listen.is_empty()
     }
 
     /// Whether `expiry-time` has passed.
@@ -98,14 +129,14 @@ impl Options {
                 }
                 _ => return Err(invalid(name, value)),
             },
-            ("permitopen", Some(value)) => match value.rsplit_once(':') {
-                Some((host, port)) if !host.is_empty() && (port == "*" || port.parse::<u16>().is_ok()) => {
-                    self.permit_open.push(value);
-                }
-                _ => return Err(invalid(name, value)),
+            ("permitopen", Some(value)) => match Permit::parse(&value) {
+                Some(permit) => self.permit_open.push(permit),
+                None => return Err(invalid(name, value)),
             },
-            // Remote forwarding is refused for every key, so any limit on it holds.
-            ("permitlisten", Some(_)) => {}
+            ("permitlisten", Some(value)) => match Permit::parse_listen(&value) {
+                Some(permit) => self.permit_listen.push(permit),
+                None => return Err(invalid(name, value)),
+            },
             ("expiry-time", Some(value)) => match parse_time(&value) {
                 Some(time) => self.expires = Some(self.expires.map_or(time, |other| other.min(time))),
                 None => return Err(invalid(name, value)),
@@ -215,6 +246,55 @@ mod tests {
     fn restrict_takes_all_and_later_options_give_back() {
         let options = Options::parse("restrict,pty").unwrap();
         assert!(options.pty && !options.port_forwarding && !options.agent_forwarding);
+    }
+
+    #[test]
+    fn nothing_behind_a_value_is_dropped() {
+        assert!(Options::parse(r#"command="x"no-pty"#).is_err());
+        assert!(Options::parse("no-pty,").is_err());
+    }
+
+    #[test]
+    fn a_key_connects_only_where_its_options_let_it() {
+        let cases = [
+            ("no-pty", "example.org", 22, true),
+            ("restrict", "localhost", 80, false),
+            (r#"permitopen="localhost:80""#, "localhost", 80, true),
+            (r#"permitopen="localhost:80""#, "localhost", 81, false),
+            (r#"permitopen="localhost:80""#, "127.0.0.1", 80, false),
+            (r#"permitopen="[::1]:*",permitopen="*:53""#, "::1", 7, true),
+            (r#"permitopen="[::1]:*",permitopen="*:53""#, "dns.example", 53, true),
+            (r#"permitopen="*.example:53""#, "dns.example", 53, false),
+        ];
+        for (text, host, port, expected) in cases {
+            let options = Options::parse(text).unwrap();
+            assert_eq!(options.may_connect(host, port), expected, "{text} {host}:{port}");
+        }
+    }
+
+    #[test]
+    fn a_key_listens_only_where_its_options_let_it() {
+        let cases = [
+            ("no-pty", "localhost", 8080, true),
+            ("no-port-forwarding", "localhost", 8080, false),
+            (r#"permitlisten="8080""#, "localhost", 8080, true),
+            (r#"permitlisten="8080""#, "", 8080, true),
+            (r#"permitlisten="8080""#, "localhost", 0, false),
+            (r#"permitlisten="local*:*""#, "LocalHost", 1, true),
+            (r#"permitlisten="localhost:1",permitlisten="[::1]:2""#, "::1", 2, true),
+            (r#"permitlisten="localhost:1",permitlisten="[::1]:2""#, "::1", 1, false),
+        ];
+        for (text, host, port, expected) in cases {
+            let options = Options::parse(text).unwrap();
+            assert_eq!(options.may_listen(host, port), expected, "{text} {host}:{port}");
+        }
+    }
+
+    #[test]
+    fn rules_about_ports_permit_no_sockets() {
+        let rules = Options::parse(r#"permitopen="*:*",permitlisten="*:*""#).unwrap();
+        assert!(!rules.may_connect_to_sockets() && !rules.may_listen_on_sockets());
+        assert!(Options::default().may_connect_to_sockets() && Options::default().may_listen_on_sockets());
     }
 
     #[test]

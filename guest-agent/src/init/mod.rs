@@ -102,6 +102,7 @@ impl Init {
         system::prepare(&identity.config);
         let settings = Settings::new(&identity.host_key, &identity.authorized_keys)?
             .with_environment(identity.config.environment)
+            .with_features(identity.config.ssh)
             .with_guest_end(ask_to_end);
         let port = msb_protocol::ports::SSH;
         let listener = VsockListener::bind_with_cid_port(vsock::VMADDR_CID_ANY, port)

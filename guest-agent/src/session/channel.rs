@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -51,10 +52,10 @@ struct Process {
 }
 
 impl SessionChannel {
-    pub(super) fn new(outlet: Outlet, input: Input) -> Self {
+    pub(super) fn new(outlet: Outlet, input: Arc<Input>) -> Self {
         Self {
             outlet: Arc::new(outlet),
-            input: Arc::new(input),
+            input,
             closed: Arc::new(Notify::new()),
             variables: ClientVariables::default(),
             terminal: None,
@@ -62,7 +63,7 @@ impl SessionChannel {
         }
     }
 
-    pub(super) fn input(&self) -> &Input {
+    pub(super) fn input(&self) -> &Arc<Input> {
         &self.input
     }
 
@@ -99,16 +100,21 @@ impl SessionChannel {
         program: Program,
         login: &Login,
         settings: &Settings,
-    ) -> io::Result<impl Future<Output = ()> + Send + 'static> {
+        agent: Option<&Path>,
+    ) -> io::Result<impl Future<Output = ()> + Send + use<>> {
         let (program, original) = forced(program, &login.options);
+        if program == Program::Sftp && !settings.features.sftp {
+            return Err(io::Error::other("SFTP is switched off for this sandbox"));
+        }
         let circumstances = Circumstances {
             client: Some(&self.variables),
             key: &login.options.environment,
             terminal: self.terminal.as_ref().map(Terminal::names),
+            agent,
             original_command: original.as_deref().map(OsStr::from_bytes),
         };
         let environment = environment::build(settings, &login.user, circumstances);
-        let child = process::spawn(&program, &login.user, &environment, self.terminal.as_ref())?;
+        let mut child = process::spawn(&program, &login.user, &environment, self.terminal.as_ref())?;
         // The other end stays open in the process only, so that its end is seen.
         let master = self.terminal.take().map(|terminal| terminal.master().clone());
         self.process = Some(Process {
@@ -120,6 +126,7 @@ impl SessionChannel {
             .filter(|_| program == Program::Shell)
             .and_then(|_| motd(&login.user));
         let conversation = Conversation {
+            stdin: child.stdin.take(),
             child,
             terminal: master,
             outlet: self.outlet(),
@@ -160,7 +167,7 @@ impl SessionChannel {
 
 impl Drop for SessionChannel {
     fn drop(&mut self) {
-        self.input.refuse();
+        self.input.end();
         self.closed.notify_one();
     }
 }

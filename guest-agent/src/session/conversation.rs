@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncReadExt;
-use tokio::process::Child;
+use tokio::process::{Child, ChildStdin};
 use tokio::sync::Notify;
 
 use super::input::Input;
@@ -23,6 +23,8 @@ const MAX_LEFTOVER: usize = 256 << 10;
 /// A running process and its channel.
 pub(super) struct Conversation {
     pub(super) child: Child,
+    /// Its input, if it is on pipes.
+    pub(super) stdin: Option<ChildStdin>,
     /// The terminal, if the process is not on pipes.
     pub(super) terminal: Option<FdStream>,
     pub(super) outlet: Arc<Outlet>,
@@ -51,16 +53,18 @@ impl Conversation {
                 () = closed.notified() => None,
             }
         };
-        self.input.refuse();
         match ended {
             // Without a status there is none to report: it is never invented.
-            Some(status) => self.outlet.finish(status.ok()).await,
+            Some(status) => {
+                self.input.refuse();
+                self.outlet.finish(status.ok()).await;
+            }
             None => {
-                drop((
-                    self.child.stdin.take(),
-                    self.child.stdout.take(),
-                    self.child.stderr.take(),
-                ));
+                // What was taken of the pipes is closed already. Input that was sent still arrives.
+                if let Some(mut stdin) = self.stdin.take() {
+                    self.input.feed_rest(&mut stdin).await;
+                }
+                self.input.refuse();
                 let _ = self.child.wait().await;
             }
         }
@@ -68,11 +72,7 @@ impl Conversation {
 
     /// On pipes the session lasts until the last holder of both closes them.
     async fn on_pipes(&mut self) -> io::Result<ExitStatus> {
-        let (stdin, stdout, stderr) = (
-            self.child.stdin.take(),
-            self.child.stdout.take(),
-            self.child.stderr.take(),
-        );
+        let (stdout, stderr) = (self.child.stdout.take(), self.child.stderr.take());
         let output = async {
             if let Some(stdout) = stdout {
                 self.outlet.pump_stdout(stdout).await;
@@ -83,10 +83,12 @@ impl Conversation {
                 self.outlet.pump_stderr(stderr).await;
             }
         };
+        let stdin = &mut self.stdin;
         let feeding = async {
-            if let Some(stdin) = stdin {
-                self.input.feed(stdin).await;
+            if let Some(open) = stdin {
+                self.input.feed(open).await;
             }
+            *stdin = None;
             std::future::pending().await
         };
         let child = &mut self.child;
@@ -100,7 +102,7 @@ impl Conversation {
     /// On a terminal the session lasts until its leader ends.
     async fn on_terminal(&mut self, terminal: FdStream) -> io::Result<ExitStatus> {
         let feeding = async {
-            self.input.feed(terminal.clone()).await;
+            self.input.feed(&mut terminal.clone()).await;
             // The end of input does not end a terminal.
             std::future::pending().await
         };

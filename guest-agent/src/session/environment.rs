@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
+use std::path::Path;
 
 use super::Settings;
 use crate::users::User;
@@ -62,6 +63,8 @@ pub(super) struct Circumstances<'a> {
     pub(super) key: &'a [(String, String)],
     /// The terminal's type and device.
     pub(super) terminal: Option<(&'a str, &'a OsStr)>,
+    /// The socket of the client's agent.
+    pub(super) agent: Option<&'a Path>,
     /// What the client asked for, when the key runs something else.
     pub(super) original_command: Option<&'a OsStr>,
 }
@@ -99,6 +102,9 @@ pub(super) fn build(
     if let Some((kind, device)) = circumstances.terminal {
         set("TERM", kind.as_ref());
         set("SSH_TTY", device);
+    }
+    if let Some(agent) = circumstances.agent {
+        set("SSH_AUTH_SOCK", agent.as_os_str());
     }
     if let Some(command) = circumstances.original_command {
         set("SSH_ORIGINAL_COMMAND", command);

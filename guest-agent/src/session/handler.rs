@@ -1,7 +1,6 @@
 //! What the client asks, answered inside each callback: russh keeps one pending reply per channel.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use russh::keys::{Algorithm, PublicKey};
@@ -11,7 +10,8 @@ use tokio::sync::Notify;
 
 use super::budget::Budget;
 use super::channel::{Login, SessionChannel};
-use super::forward::{Forward, Target};
+use super::channels::{Channels, Open};
+use super::forward::{AgentSocket, Carrier, Forward, Place, Remote, Target};
 use super::input::Input;
 use super::outlet::Outlet;
 use super::process::Program;
@@ -21,42 +21,11 @@ use crate::console;
 use crate::net::Liveness;
 use crate::users::User;
 
-/// Channels that one connection may have open at once.
-const MAX_CHANNELS: usize = 128;
-
 /// The subsystem that transfers files.
 const SFTP: &str = "sftp";
 
 /// The subsystem with which root ends the guest.
 const SHUTDOWN: &str = "shutdown@msb";
-
-type Channels = HashMap<ChannelId, Open>;
-
-/// What a channel is for.
-enum Open {
-    Session(SessionChannel),
-    Forward(Forward),
-}
-
-impl Open {
-    fn input(&self) -> &Input {
-        match self {
-            Self::Session(channel) => channel.input(),
-            Self::Forward(forward) => forward.input(),
-        }
-    }
-
-    fn session(&mut self) -> Option<&mut SessionChannel> {
-        match self {
-            Self::Session(channel) => Some(channel),
-            Self::Forward(_) => None,
-        }
-    }
-}
-
-fn session_of(channels: &mut Channels, id: ChannelId) -> Option<&mut SessionChannel> {
-    channels.get_mut(&id).and_then(Open::session)
-}
 
 /// Serves one connection.
 pub(super) struct Handler {
@@ -64,8 +33,9 @@ pub(super) struct Handler {
     budget: Arc<Budget>,
     login: Option<Arc<Login>>,
     logged_in: Arc<Notify>,
-    /// Shared with the task of each process, which removes its channel at the end.
-    channels: Arc<Mutex<Channels>>,
+    channels: Channels,
+    remote: Remote,
+    agent: Option<AgentSocket>,
 }
 
 impl Handler {
@@ -75,20 +45,18 @@ impl Handler {
             budget: Arc::new(Budget::new(liveness)),
             login: None,
             logged_in,
-            channels: Arc::default(),
+            channels: Channels::new(),
+            remote: Remote::default(),
+            agent: None,
         }
     }
 
-    fn channels(&self) -> MutexGuard<'_, Channels> {
-        lock(&self.channels)
-    }
-
     /// The two ends of a channel that is opened.
-    fn ends(&self, channel: Channel<Msg>, session: &Session) -> (Outlet, Input) {
+    fn ends(&self, channel: Channel<Msg>, session: &Session) -> (Outlet, Arc<Input>) {
         // Input is taken in data(), where it never blocks; what nobody reads must not fill the other half.
         let (_, writer) = channel.split();
         let outlet = Outlet::new(writer, session.handle(), Arc::clone(&self.budget));
-        (outlet, Input::new(Arc::clone(&self.budget)))
+        (outlet, Arc::new(Input::new(Arc::clone(&self.budget))))
     }
 
     /// Who logs in with `key` as `name`, if that is allowed.
@@ -107,26 +75,34 @@ impl Handler {
         let Some(login) = self.login.clone() else {
             return Ok(session.channel_failure(id)?);
         };
-        let started = match session_of(&mut self.channels(), id) {
-            Some(channel) if channel.is_unstarted() => channel.start(program, &login, &self.settings),
-            _ => return Ok(session.channel_failure(id)?),
-        };
-        match started {
-            Ok(conversation) => {
+        let agent = self.agent.as_ref().map(AgentSocket::path);
+        let started = self.channels.with_session(id, |channel| {
+            let startable = channel.is_unstarted();
+            startable.then(|| channel.start(program, &login, &self.settings, agent))
+        });
+        match started.flatten() {
+            Some(Ok(conversation)) => {
                 session.channel_success(id)?;
-                let channels = Arc::clone(&self.channels);
+                let channels = self.channels.clone();
                 tokio::spawn(async move {
                     conversation.await;
-                    lock(&channels).remove(&id);
+                    channels.remove(id);
                 });
                 Ok(())
             }
-            Err(error) => {
+            Some(Err(error)) => {
                 let (name, shell) = (&login.user.name, login.user.shell.display());
                 console::log(&format!("cannot start a session for {name} with {shell}: {error}"));
                 Ok(session.channel_failure(id)?)
             }
+            None => Ok(session.channel_failure(id)?),
         }
+    }
+
+    /// The login, if it may have this forwarded.
+    fn forwarding(&self, permitted: impl FnOnce(&Login) -> bool) -> Option<Arc<Login>> {
+        let login = self.login.clone().filter(|login| permitted(login))?;
+        self.settings.features.port_forwarding.then_some(login)
     }
 
     async fn open_forward(
@@ -136,20 +112,52 @@ impl Handler {
         reply: ChannelOpenHandle,
         session: &mut Session,
     ) {
-        let permitted = target
-            .zip(self.login.clone())
-            .filter(|(target, login)| target.is_permitted(&login.options));
+        let permitted = target.and_then(|target| {
+            let login = self.forwarding(|login| target.is_permitted(&login.options))?;
+            Some((target, login))
+        });
         let Some((target, login)) = permitted else {
             return reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
         };
-        if self.channels().len() >= MAX_CHANNELS {
+        let Some(slot) = self.channels.slot() else {
             return reply.reject(ChannelOpenFailure::ResourceShortage).await;
-        }
+        };
         let id = channel.id();
         let (outlet, input) = self.ends(channel, session);
-        self.channels().insert(id, Open::Forward(Forward::new(outlet, input)));
+        let forward = Open::Forward(Forward::new(outlet, input));
+        self.channels.insert(id, forward, slot);
         // Connecting takes as long as it takes, and no other channel waits for it.
-        tokio::spawn(run_forward(Arc::clone(&self.channels), id, target, login, reply));
+        tokio::spawn(run_forward(self.channels.clone(), id, target, login, reply));
+    }
+
+    fn carrier(&self, session: &Session) -> Carrier {
+        Carrier::new(self.channels.clone(), session.handle(), Arc::clone(&self.budget))
+    }
+
+    /// Starts to listen for the client. Returns the port, or nothing when that is not allowed or fails.
+    async fn listen(&mut self, place: Place, carrier: Carrier) -> Option<u16> {
+        let login = self.forwarding(|login| place.is_permitted(&login.options))?;
+        match self.remote.listen(place.clone(), &login, carrier).await {
+            Ok(port) => Some(port),
+            Err(error) => {
+                console::log(&format!("cannot listen on {place} for {}: {error}", login.user.name));
+                None
+            }
+        }
+    }
+
+    /// Gives the connection's sessions a socket of the client's agent. Returns whether there is one.
+    async fn open_agent(&mut self, carrier: Carrier) -> bool {
+        let Some(login) = self.login.clone().filter(|login| login.options.agent_forwarding) else {
+            return false;
+        };
+        if self.agent.is_none() && self.settings.features.agent_forwarding {
+            match AgentSocket::open(&login, carrier).await {
+                Ok(socket) => self.agent = Some(socket),
+                Err(error) => console::log(&format!("cannot forward the agent to {}: {error}", login.user.name)),
+            }
+        }
+        self.agent.is_some()
     }
 
     fn end_guest(&self, id: ChannelId, session: &mut Session) -> Result<(), SessionError> {
@@ -157,7 +165,7 @@ impl Handler {
             .login
             .as_ref()
             .is_some_and(|login| login.user.is_root() && login.options.command.is_none());
-        let outlet = session_of(&mut self.channels(), id).map(|channel| channel.outlet());
+        let outlet = self.channels.with_session(id, |channel| channel.outlet());
         let (Some(end_guest), Some(outlet), true) = (self.settings.end_guest, outlet, is_root) else {
             return Ok(session.channel_failure(id)?);
         };
@@ -186,29 +194,17 @@ impl Drop for EndGuest {
 }
 
 /// Connects, answers the client, and moves data until the connection ends.
-async fn run_forward(
-    channels: Arc<Mutex<Channels>>,
-    id: ChannelId,
-    target: Target,
-    login: Arc<Login>,
-    reply: ChannelOpenHandle,
-) {
+async fn run_forward(channels: Channels, id: ChannelId, target: Target, login: Arc<Login>, reply: ChannelOpenHandle) {
     match target.connect(&login).await {
         Ok(stream) => {
-            let running = match lock(&channels).get(&id) {
-                Some(Open::Forward(forward)) => forward.run(stream),
-                _ => return,
-            };
-            reply.accept().await;
-            running.await;
+            if let Some(running) = channels.run_forward(id, stream) {
+                reply.accept().await;
+                running.await;
+            }
         }
         Err(_) => reply.reject(ChannelOpenFailure::ConnectFailed).await,
     }
-    lock(&channels).remove(&id);
-}
-
-fn lock(channels: &Mutex<Channels>) -> MutexGuard<'_, Channels> {
-    channels.lock().unwrap_or_else(PoisonError::into_inner)
+    channels.remove(id);
 }
 
 fn answer(session: &mut Session, id: ChannelId, done: bool) -> Result<(), SessionError> {
@@ -250,14 +246,14 @@ impl russh::server::Handler for Handler {
         reply: ChannelOpenHandle,
         session: &mut Session,
     ) -> Result<(), SessionError> {
-        if self.channels().len() >= MAX_CHANNELS {
+        let Some(slot) = self.channels.slot() else {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
-        }
+        };
         let id = channel.id();
         let (outlet, input) = self.ends(channel, session);
-        self.channels()
-            .insert(id, Open::Session(SessionChannel::new(outlet, input)));
+        let opened = Open::Session(SessionChannel::new(outlet, input));
+        self.channels.insert(id, opened, slot);
         reply.accept().await;
         Ok(())
     }
@@ -289,12 +285,54 @@ impl russh::server::Handler for Handler {
         Ok(())
     }
 
+    async fn channel_open_confirmation(
+        &mut self,
+        id: ChannelId,
+        _max_packet_size: u32,
+        _window: u32,
+        _: &mut Session,
+    ) -> Result<(), SessionError> {
+        self.channels.confirm(id, &self.budget);
+        Ok(())
+    }
+
+    async fn tcpip_forward(
+        &mut self,
+        address: &str,
+        port: &mut u32,
+        session: &mut Session,
+    ) -> Result<bool, SessionError> {
+        let Ok(wanted) = u16::try_from(*port) else {
+            return Ok(false);
+        };
+        let carrier = self.carrier(session);
+        let listening = self.listen(Place::Tcp(address.into(), wanted), carrier).await;
+        *port = u32::from(listening.unwrap_or(wanted));
+        Ok(listening.is_some())
+    }
+
+    async fn cancel_tcpip_forward(&mut self, address: &str, port: u32, _: &mut Session) -> Result<bool, SessionError> {
+        let place = u16::try_from(port).map(|port| Place::Tcp(address.into(), port));
+        Ok(place.is_ok_and(|place| self.remote.cancel(&place)))
+    }
+
+    async fn streamlocal_forward(&mut self, path: &str, session: &mut Session) -> Result<bool, SessionError> {
+        let carrier = self.carrier(session);
+        Ok(self.listen(Place::Unix(path.into()), carrier).await.is_some())
+    }
+
+    async fn cancel_streamlocal_forward(&mut self, path: &str, _: &mut Session) -> Result<bool, SessionError> {
+        Ok(self.remote.cancel(&Place::Unix(path.into())))
+    }
+
+    async fn agent_request(&mut self, id: ChannelId, session: &mut Session) -> Result<bool, SessionError> {
+        let is_session = self.channels.with_session(id, |_| ()).is_some();
+        let carrier = self.carrier(session);
+        Ok(is_session && self.open_agent(carrier).await)
+    }
+
     async fn data(&mut self, id: ChannelId, data: &[u8], _: &mut Session) -> Result<(), SessionError> {
-        let stalled = self
-            .channels()
-            .get(&id)
-            .is_some_and(|channel| channel.input().push(data));
-        if stalled {
+        if self.channels.input(id).is_some_and(|input| input.push(data)) {
             self.budget.pace().await;
         }
         Ok(())
@@ -305,14 +343,14 @@ impl russh::server::Handler for Handler {
     }
 
     async fn channel_eof(&mut self, id: ChannelId, _: &mut Session) -> Result<(), SessionError> {
-        if let Some(channel) = self.channels().get(&id) {
-            channel.input().end();
+        if let Some(input) = self.channels.input(id) {
+            input.end();
         }
         Ok(())
     }
 
     async fn channel_close(&mut self, id: ChannelId, _: &mut Session) -> Result<(), SessionError> {
-        self.channels().remove(&id);
+        self.channels.remove(id);
         Ok(())
     }
 
@@ -323,8 +361,10 @@ impl russh::server::Handler for Handler {
         value: &str,
         session: &mut Session,
     ) -> Result<(), SessionError> {
-        let set = session_of(&mut self.channels(), id).is_some_and(|channel| channel.set_variable(name, value));
-        answer(session, id, set)
+        let set = self
+            .channels
+            .with_session(id, |channel| channel.set_variable(name, value));
+        answer(session, id, set == Some(true))
     }
 
     async fn pty_request(
@@ -348,16 +388,15 @@ impl russh::server::Handler for Handler {
             .login
             .clone()
             .filter(|login| login.options.pty && !term.contains('\0'));
-        let mut channels = lock(&self.channels);
-        let channel = session_of(&mut channels, id).filter(|channel| channel.is_unstarted() && !channel.has_terminal());
-        let (Some(login), Some(channel)) = (login, channel) else {
-            return answer(session, id, false);
-        };
-        let opened = Terminal::open(&login.user, term, size, modes);
-        if let Err(error) = &opened {
-            console::log(&format!("cannot open a terminal: {error}"));
-        }
-        let done = opened.map(|terminal| channel.set_terminal(terminal)).is_ok();
+        let done = self.channels.with_session(id, |channel| {
+            let login = login.filter(|_| channel.is_unstarted() && !channel.has_terminal())?;
+            let opened = Terminal::open(&login.user, term, size, modes);
+            if let Err(error) = &opened {
+                console::log(&format!("cannot open a terminal: {error}"));
+            }
+            opened.ok().map(|terminal| channel.set_terminal(terminal))
+        });
+        let done = done.flatten().is_some();
         answer(session, id, done)
     }
 
@@ -376,18 +415,16 @@ impl russh::server::Handler for Handler {
             width,
             height,
         };
-        let done = session_of(&mut self.channels(), id).is_some_and(|channel| channel.resize(size).is_ok());
-        answer(session, id, done)
+        let done = self.channels.with_session(id, |channel| channel.resize(size).is_ok());
+        answer(session, id, done == Some(true))
     }
 
     async fn signal(&mut self, id: ChannelId, signal: Sig, session: &mut Session) -> Result<(), SessionError> {
         let number = signals::number(&signal);
-        let mut channels = lock(&self.channels);
-        let done = number
-            .zip(session_of(&mut channels, id))
-            .is_some_and(|(number, channel)| channel.signal(number).is_ok());
-        drop(channels);
-        answer(session, id, done)
+        let done = self.channels.with_session(id, |channel| {
+            number.is_some_and(|number| channel.signal(number).is_ok())
+        });
+        answer(session, id, done == Some(true))
     }
 
     async fn shell_request(&mut self, id: ChannelId, session: &mut Session) -> Result<(), SessionError> {
@@ -405,7 +442,7 @@ impl russh::server::Handler for Handler {
         session: &mut Session,
     ) -> Result<(), SessionError> {
         match name {
-            SFTP => self.start(id, Program::Sftp, session),
+            SFTP if self.settings.features.sftp => self.start(id, Program::Sftp, session),
             SHUTDOWN => self.end_guest(id, session),
             _ => Ok(session.channel_failure(id)?),
         }

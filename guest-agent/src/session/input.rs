@@ -2,7 +2,9 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use bytes::{Buf, Bytes};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 
@@ -10,6 +12,9 @@ use super::budget::Budget;
 
 /// The least room of a chunk, in bytes: a trickle fills one instead of making many.
 const MIN_CHUNK: usize = 4096;
+
+/// How long what a client sent before it closed its channel waits for a consumer.
+const LINGER: Duration = Duration::from_secs(60);
 
 /// A queue that takes input without ever waiting, and gives it to one consumer.
 #[derive(Debug)]
@@ -21,6 +26,8 @@ pub(super) struct Input {
 
 #[derive(Debug, Default)]
 struct State {
+    /// What is being written.
+    current: Bytes,
     chunks: VecDeque<Vec<u8>>,
     /// The peer sends no more.
     ended: bool,
@@ -44,7 +51,7 @@ impl Input {
             return false;
         }
         self.budget.received(data.len());
-        let waiting = !state.chunks.is_empty();
+        let waiting = !state.chunks.is_empty() || !state.current.is_empty();
         match state.chunks.back_mut() {
             Some(last) if last.capacity() - last.len() >= data.len() => last.extend_from_slice(data),
             _ => {
@@ -68,31 +75,43 @@ impl Input {
     pub(super) fn refuse(&self) {
         let mut state = self.state();
         state.refused = true;
-        let chunks = std::mem::take(&mut state.chunks);
+        let (current, chunks) = (std::mem::take(&mut state.current), std::mem::take(&mut state.chunks));
         drop(state);
-        self.budget.consumed(chunks.iter().map(Vec::len).sum());
+        self.budget
+            .consumed(current.len() + chunks.iter().map(Vec::len).sum::<usize>());
         self.changed.notify_one();
     }
 
-    /// Writes everything to `sink` until the input ends or the sink takes no more, then shuts the sink down.
-    pub(super) async fn feed(&self, mut sink: impl AsyncWrite + Unpin) {
+    /// Writes everything to `sink` until the input ends or the sink takes no more, then shuts the sink down. Nothing is
+    /// lost when this is cancelled and called again.
+    pub(super) async fn feed(&self, sink: &mut (impl AsyncWrite + Unpin)) {
         while let Some(chunk) = self.next().await {
-            let written = sink.write_all(&chunk).await;
-            self.budget.consumed(chunk.len());
-            if written.is_err() {
-                self.refuse();
+            match sink.write(&chunk).await {
+                Ok(length @ 1..) => self.advance(length),
+                Ok(0) | Err(_) => self.refuse(),
             }
         }
         // A sink that is gone is shut down already.
         let _ = sink.shutdown().await;
     }
 
-    async fn next(&self) -> Option<Vec<u8>> {
+    /// After the client closed the channel: writes what it sent before, unless the sink takes too long.
+    pub(super) async fn feed_rest(&self, sink: &mut (impl AsyncWrite + Unpin)) {
+        self.end();
+        let _ = tokio::time::timeout(LINGER, self.feed(sink)).await;
+        self.refuse();
+    }
+
+    /// What to write next.
+    async fn next(&self) -> Option<Bytes> {
         loop {
             {
                 let mut state = self.state();
-                if let Some(chunk) = state.chunks.pop_front() {
-                    return Some(chunk);
+                if state.current.is_empty() {
+                    state.current = state.chunks.pop_front().unwrap_or_default().into();
+                }
+                if !state.current.is_empty() {
+                    return Some(state.current.clone());
                 }
                 if state.ended || state.refused {
                     return None;
@@ -102,8 +121,19 @@ impl Input {
         }
     }
 
+    fn advance(&self, length: usize) {
+        self.state().current.advance(length);
+        self.budget.consumed(length);
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Input {
+    fn drop(&mut self) {
+        self.refuse();
     }
 }
 
@@ -140,6 +170,22 @@ mod tests {
         input.feed(&mut fed).await;
         assert_eq!(fed.len(), 4 + MIN_CHUNK);
         assert!(fed.starts_with(b"one x"));
+    }
+
+    #[tokio::test]
+    async fn a_feed_that_is_cancelled_and_begun_again_loses_nothing() {
+        let (input, _peer) = input();
+        let (mut sink, mut source) = tokio::io::duplex(3);
+        input.push(b"one two");
+        input.push(&[b'x'; MIN_CHUNK]);
+        input.end();
+        let cancelled = tokio::time::timeout(Duration::ZERO, input.feed(&mut sink)).await;
+        assert!(cancelled.is_err());
+        let mut received = Vec::new();
+        let receiving = tokio::io::AsyncReadExt::read_to_end(&mut source, &mut received);
+        tokio::join!(input.feed(&mut sink), receiving).1.unwrap();
+        assert_eq!(received, [b"one two".as_slice(), &[b'x'; MIN_CHUNK]].concat());
+        assert_eq!(input.budget.window(), WINDOW);
     }
 
     #[tokio::test]

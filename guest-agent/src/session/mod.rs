@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use msb_protocol::identity::SshFeatures;
 use russh::keys::PrivateKey;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
 use crate::authorized_keys::AuthorizedKeys;
@@ -18,6 +20,7 @@ mod algorithms;
 mod as_user;
 mod budget;
 mod channel;
+mod channels;
 mod conversation;
 mod environment;
 mod forward;
@@ -48,6 +51,7 @@ pub struct Settings {
     config: Arc<russh::server::Config>,
     authorized_keys: Arc<AuthorizedKeys>,
     environment: Arc<BTreeMap<String, String>>,
+    features: SshFeatures,
     end_guest: Option<fn()>,
 }
 
@@ -103,6 +107,7 @@ impl Settings {
             config: Arc::new(server_config(host_key)),
             authorized_keys: Arc::new(authorized_keys),
             environment: Arc::default(),
+            features: SshFeatures::default(),
             end_guest: None,
         })
     }
@@ -111,6 +116,13 @@ impl Settings {
     #[must_use]
     pub fn with_environment(mut self, environment: BTreeMap<String, String>) -> Self {
         self.environment = Arc::new(environment);
+        self
+    }
+
+    /// Leaves out what the sandbox does not offer.
+    #[must_use]
+    pub fn with_features(mut self, features: SshFeatures) -> Self {
+        self.features = features;
         self
     }
 
@@ -153,14 +165,14 @@ pub fn serve(stream: OwnedFd, settings: Settings) -> Result<(), SessionError> {
 ///
 /// # Errors
 /// As for [`serve`], and when one of the files cannot be used.
-pub fn serve_stdio(host_key: &Path, authorized_keys: &Path) -> Result<(), SessionError> {
+pub fn serve_stdio(host_key: &Path, authorized_keys: &Path, features: SshFeatures) -> Result<(), SessionError> {
     let read = |path: &Path| {
         std::fs::read(path).map_err(|source| SessionError::Read {
             path: path.into(),
             source,
         })
     };
-    let settings = Settings::new(&read(host_key)?, &read(authorized_keys)?)?;
+    let settings = Settings::new(&read(host_key)?, &read(authorized_keys)?)?.with_features(features);
     run(settings, || {
         let input = io::stdin().as_fd().try_clone_to_owned()?;
         let output = io::stdout().as_fd().try_clone_to_owned()?;
@@ -177,13 +189,33 @@ fn run(settings: Settings, stream: impl FnOnce() -> io::Result<FdStream>) -> Res
         .enable_all()
         .build()
         .map_err(SessionError::Stream)?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let stream = stream().map_err(SessionError::Stream)?;
         converse(stream, settings).await
-    })
+    });
+    // A name that is being looked up delays nobody.
+    runtime.shutdown_background();
+    ended
 }
 
+/// Serves until the connection ends, or this process is told to.
 async fn converse(stream: FdStream, settings: Settings) -> Result<(), SessionError> {
+    let mut hangup = signal(SignalKind::hangup()).map_err(SessionError::Stream)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(SessionError::Stream)?;
+    let ended = tokio::select! {
+        ended = connection(stream, settings) => ended,
+        _ = hangup.recv() => Ok(()),
+        _ = terminate.recv() => Ok(()),
+    };
+    match ended {
+        // A client that just goes away is the usual end.
+        Err(SessionError::Ssh(russh::Error::Disconnect | russh::Error::HUP)) => Ok(()),
+        Err(SessionError::Ssh(russh::Error::IO(error))) if is_departure(&error) => Ok(()),
+        other => other,
+    }
+}
+
+async fn connection(stream: FdStream, settings: Settings) -> Result<(), SessionError> {
     let logged_in = Arc::new(Notify::new());
     let config = Arc::clone(&settings.config);
     let handler = Handler::new(settings, stream.liveness(), Arc::clone(&logged_in));
@@ -195,20 +227,10 @@ async fn converse(stream: FdStream, settings: Settings) -> Result<(), SessionErr
             () = logged_in.notified() => Ok(Some(session)),
         }
     };
-    let session = match tokio::time::timeout(LOGIN_GRACE, login).await {
-        Ok(session) => session,
-        Err(_elapsed) => return Err(SessionError::LoginTimeout),
-    };
-    let ended = match session {
-        Ok(Some(session)) => session.await,
-        Ok(None) => Ok(()),
-        Err(error) => Err(error),
-    };
-    match ended {
-        // A client that just goes away is the usual end.
-        Err(SessionError::Ssh(russh::Error::Disconnect | russh::Error::HUP)) => Ok(()),
-        Err(SessionError::Ssh(russh::Error::IO(error))) if is_departure(&error) => Ok(()),
-        other => other,
+    match tokio::time::timeout(LOGIN_GRACE, login).await {
+        Ok(Ok(Some(session))) => session.await,
+        Ok(ended) => ended.map(|_| ()),
+        Err(_elapsed) => Err(SessionError::LoginTimeout),
     }
 }
 

@@ -3,10 +3,10 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use tempfile::TempDir;
 
@@ -27,6 +27,15 @@ impl Server {
 
     /// A server whose only key has these options in `authorized_keys`.
     pub(crate) fn with_options(options: &str) -> Self {
+        Self::with(options, "")
+    }
+
+    /// A server that is started with these arguments too.
+    pub(crate) fn with_arguments(arguments: &str) -> Self {
+        Self::with("", arguments)
+    }
+
+    fn with(options: &str, arguments: &str) -> Self {
         let server = Self {
             directory: tempfile::tempdir().expect("a temporary directory can be made"),
         };
@@ -37,7 +46,7 @@ impl Server {
         server.write("authorized_keys", format!("{options} {public}").trim_start());
         let host = fs::read_to_string(server.path("host.pub")).unwrap();
         server.write("known_hosts", &format!("box {host}"));
-        server.write("config", &server.config());
+        server.write("config", &server.config(arguments));
         server
     }
 
@@ -50,12 +59,12 @@ impl Server {
         assert!(status.success());
     }
 
-    fn config(&self) -> String {
+    fn config(&self, arguments: &str) -> String {
         let at = |name| self.path(name).display().to_string();
         format!(
             "Host box\n\
              User {user}\n\
-             ProxyCommand {AGENT} serve --stdio --host-key {host} --authorized-keys {keys}\n\
+             ProxyCommand {AGENT} serve --stdio --host-key {host} --authorized-keys {keys} {arguments}\n\
              IdentityFile {identity}\n\
              IdentitiesOnly yes\n\
              UserKnownHostsFile {known}\n\
@@ -102,6 +111,47 @@ impl Server {
     /// Runs an sftp batch through the server.
     pub(crate) fn sftp(&self, batch: &[u8]) -> Output {
         run_batch(self.client("sftp").args(["-q", "-b", "-", "box"]), batch)
+    }
+}
+
+/// A master connection, ended with the test.
+pub(crate) struct Master<'a> {
+    server: &'a Server,
+    process: Child,
+}
+
+impl<'a> Master<'a> {
+    pub(crate) fn start(server: &'a Server) -> Self {
+        let (mut started, ready) = std::os::unix::net::UnixStream::pair().unwrap();
+        // LocalCommand runs once the connection is authenticated.
+        let process = server
+            .ssh(&[
+                "-M",
+                "-N",
+                "-o",
+                "PermitLocalCommand=yes",
+                "-o",
+                "LocalCommand=echo ready",
+                "box",
+            ])
+            .stdin(Stdio::null())
+            .stdout(std::os::fd::OwnedFd::from(ready))
+            .spawn()
+            .unwrap();
+        let mut line = [0; 6];
+        started.read_exact(&mut line).expect("the master connection comes up");
+        Self { server, process }
+    }
+}
+
+impl Drop for Master<'_> {
+    fn drop(&mut self) {
+        let _ = self
+            .server
+            .ssh(&["-q", "-O", "exit", "box"])
+            .stderr(Stdio::null())
+            .status();
+        let _ = self.process.wait();
     }
 }
 
