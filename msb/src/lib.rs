@@ -7,11 +7,10 @@
 //! ```no_run
 //! use std::time::Duration;
 //!
-//! use msb::sandbox::ssh::SshConnectOptions;
+//! use msb::ssh::{SshClientOptions, SshExecOptions};
 //! use msb::store::layout::Layout;
 //! use msb::vmm_process::args::Lifetime;
 //! use msb::{Sandbox, SandboxSpec, Store};
-//! use msb_ssh::client::SshExecOptions;
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let store = Store::new(Layout::from_environment()?);
@@ -19,7 +18,7 @@
 //! let mut started = sandbox.start_held(lock, Lifetime::OfStarter)?;
 //! started.ready(Duration::from_secs(60)).await?;
 //!
-//! let client = sandbox.ssh_connect(&SshConnectOptions::default()).await?;
+//! let client = sandbox.ssh().open_client(SshClientOptions::default()).await?;
 //! let output = client.exec("uname -r", SshExecOptions::default()).await?;
 //! println!("{}", String::from_utf8_lossy(&output.stdout));
 //!
@@ -41,5 +40,6 @@ pub mod vmm_process;
 
 pub use sandbox::Sandbox;
 pub use sandbox::spec::SandboxSpec;
+pub use sandbox::ssh;
 pub use sandbox::state::State;
 pub use store::Store;

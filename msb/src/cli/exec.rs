@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::error::CliError;
 use super::session::{self, Session};
-use super::spec_args::{BootTimeout, EnvVar};
+use super::spec_args::{BootTimeout, EnvVar, LoginUser};
 use super::{Context, error::cannot};
 use crate::{Sandbox, quote};
 
@@ -31,6 +31,8 @@ pub(super) struct ExecArgs {
     #[arg(long, short, value_name = "KEY=VALUE")]
     env: Vec<EnvVar>,
     #[command(flatten)]
+    login: LoginUser,
+    #[command(flatten)]
     boot: BootTimeout,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
@@ -41,6 +43,7 @@ pub(super) fn run(args: &ExecArgs, context: &Context) -> Result<u8, CliError> {
     let what = format!("run a command in {}", args.sandbox);
     let sandbox = Sandbox::find(&context.store, &args.sandbox).map_err(cannot(&what))?;
     let session = Session {
+        user: args.login.user.clone(),
         command: Some(quote::join(&args.command)),
         tty: args.tty,
         env: args.env.clone(),

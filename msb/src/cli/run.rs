@@ -68,6 +68,7 @@ pub(super) fn run(args: RunArgs, context: &Context) -> Result<u8, CliError> {
     let command = (!args.command.is_empty()).then(|| quote::join(&args.command));
     let tty = args.tty || (command.is_none() && output::is_terminal());
     let session = Session {
+        user: "root".into(),
         command,
         tty,
         env: Vec::new(),

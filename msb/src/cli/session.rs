@@ -9,12 +9,14 @@ use serde::Serialize;
 use super::error::{CliError, TRANSPORT_ERROR, cannot};
 use super::spec_args::{BootTimeout, EnvVar};
 use crate::Sandbox;
-use crate::sandbox::ssh::{SshConnectOptions, SshError, is_transport};
+use crate::sandbox::ssh::{SshClientOptions, SshError, is_transport};
 use crate::timings::now_us;
 
 /// What to run in the guest, and how.
 #[derive(Clone, Debug)]
 pub(super) struct Session {
+    /// The user in the guest.
+    pub(super) user: String,
     /// A command line for the login shell; without one, the shell itself.
     pub(super) command: Option<Vec<u8>>,
     /// Whether it gets a terminal.
@@ -45,11 +47,12 @@ pub(super) async fn run(
     what: &str,
     timings: &mut SessionTimings,
 ) -> Result<u8, CliError> {
-    let options = SshConnectOptions {
+    let options = SshClientOptions {
+        user: session.user.clone(),
         boot_timeout: boot.duration(),
-        ..SshConnectOptions::default()
+        ..SshClientOptions::default()
     };
-    let client = sandbox.ssh_connect(&options).await.map_err(ssh_error(what))?;
+    let client = sandbox.ssh().open_client(options).await.map_err(ssh_error(what))?;
     timings.ssh_connected_us = Some(now_us());
     let status = copy(&client, session, what).await;
     timings.session_ended_us = Some(now_us());

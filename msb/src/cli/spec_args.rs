@@ -76,6 +76,14 @@ impl BootTimeout {
     }
 }
 
+/// Who to be in a guest.
+#[derive(Args, Clone, Debug)]
+pub(super) struct LoginUser {
+    /// User in the guest
+    #[arg(long, short, value_name = "USER", default_value = "root")]
+    pub(super) user: String,
+}
+
 /// One `KEY=VALUE`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct EnvVar {

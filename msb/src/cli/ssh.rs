@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::error::{CliError, cannot};
 use super::session::{self, Session};
-use super::spec_args::BootTimeout;
+use super::spec_args::{BootTimeout, LoginUser};
 use super::{Context, output};
 use crate::Sandbox;
 
@@ -28,6 +28,8 @@ pub(super) struct SshArgs {
     #[arg(long, short)]
     tty: bool,
     #[command(flatten)]
+    login: LoginUser,
+    #[command(flatten)]
     boot: BootTimeout,
     /// The command line
     #[arg(last = true, value_name = "COMMAND")]
@@ -43,6 +45,7 @@ pub(super) fn run(args: &SshArgs, context: &Context) -> Result<u8, CliError> {
     session::in_running(
         &sandbox,
         &Session {
+            user: args.login.user.clone(),
             command,
             tty,
             env: Vec::new(),

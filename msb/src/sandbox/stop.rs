@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use super::Sandbox;
 use super::process::Process;
 use super::records::{ExitReason, ExitRecord, RunRecord};
-use super::ssh::{SshConnectOptions, SshError};
+use super::ssh::{SshClientOptions, SshError};
 use super::state::State;
 use crate::store::{StoreError, files};
 
@@ -128,7 +128,7 @@ impl Sandbox {
     /// # Errors
     /// When it cannot be asked.
     pub async fn request_shutdown(&self) -> Result<(), SshError> {
-        let client = self.ssh_connect(&SshConnectOptions::default()).await?;
+        let client = self.ssh().open_client(SshClientOptions::default()).await?;
         let shutdown = Program::Subsystem(SHUTDOWN_SUBSYSTEM.into());
         client.spawn(&shutdown, &SpawnOptions::default()).await?;
         Ok(())

@@ -297,3 +297,15 @@ fn descriptors_of_the_client_keep_their_blocking_mode() {
     drop((guest, to_pump));
     pump.join().unwrap().unwrap();
 }
+
+#[test]
+fn a_stream_that_is_shut_down_from_here_ends_the_pump_though_its_input_stays_open() {
+    let (input, _to_pump) = io::pipe().unwrap();
+    let (from_pump, output) = io::pipe().unwrap();
+    let (stream, _guest) = UnixStream::pair().unwrap();
+    let ours = stream.try_clone().unwrap();
+    let pump = thread::spawn(move || run(input.into(), output.into(), stream.into()));
+    ours.shutdown(net::Shutdown::Both).unwrap();
+    pump.join().unwrap().unwrap();
+    assert_eq!(read_all(from_pump), b"");
+}

@@ -1,0 +1,224 @@
+//! `Sandbox::ssh` with the real agent.
+
+mod guest;
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::process::Command;
+
+use guest::{Guest, own_user};
+use msb::ssh::sftp::SftpError;
+use msb::ssh::{
+    ExitStatus, Program, Session, SessionEvent, SpawnOptions, SshClientOptions, SshError, SshExecOptions,
+    SshServerOptions,
+};
+use msb_ssh::client::{ClientConfig, SshClient};
+use msb_ssh::keys::{KeyPair, load_public};
+use tokio::io::AsyncWriteExt;
+
+#[tokio::test]
+async fn a_command_gives_its_output_and_its_status() {
+    let guest = Guest::new();
+    let client = guest.sandbox.ssh().open_client(guest.options()).await.unwrap();
+    let options = SshExecOptions {
+        stdin: "from here".into(),
+        ..SshExecOptions::default()
+    };
+    let output = client.exec("cat; echo error >&2; exit 3", options).await.unwrap();
+    assert_eq!(output.status, ExitStatus::Code(3));
+    assert_eq!(
+        (&output.stdout[..], &output.stderr[..]),
+        (&b"from here"[..], &b"error\n"[..])
+    );
+
+    let options = SshExecOptions {
+        tty: true,
+        ..SshExecOptions::default()
+    };
+    let output = client.exec("tty && echo $TERM", options).await.unwrap();
+    let shown = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        shown.starts_with("/dev/pts/") && shown.ends_with("xterm\r\n"),
+        "{shown:?}"
+    );
+    client.close().await;
+}
+
+#[tokio::test]
+async fn a_client_has_the_terminal_and_the_sftp_it_was_opened_with() {
+    let guest = Guest::new();
+    let options = SshClientOptions {
+        term: Some("vt220".into()),
+        sftp: false,
+        ..guest.options()
+    };
+    let client = guest.sandbox.ssh().open_client(options).await.unwrap();
+    let options = SshExecOptions {
+        tty: true,
+        ..SshExecOptions::default()
+    };
+    let output = client.exec("echo $TERM", options).await.unwrap();
+    assert_eq!(output.stdout, b"vt220\r\n");
+    assert!(matches!(client.sftp().await, Err(SftpError::Disabled)));
+}
+
+#[tokio::test]
+async fn a_stream_of_a_command_can_be_talked_to_and_given_up() {
+    let guest = Guest::new();
+    let client = guest.sandbox.ssh().open_client(guest.options()).await.unwrap();
+    let gone = guest.path("gone");
+    let command = format!(
+        "trap 'touch {}; exit' HUP TERM PIPE; echo up; cat; while :; do echo on; done",
+        gone.display()
+    );
+    let Session {
+        mut stdin, mut events, ..
+    } = client
+        .spawn(&Program::Exec(command.into()), &SpawnOptions::default())
+        .await
+        .unwrap();
+    assert_eq!(events.next().await.unwrap(), Some(SessionEvent::Stdout("up\n".into())));
+    stdin.write_all(b"typed").await.unwrap();
+    assert_eq!(events.next().await.unwrap(), Some(SessionEvent::Stdout("typed".into())));
+    stdin.shutdown().await.unwrap();
+    // It prints without end, and nobody takes it: the client goes on, and the end of the stream ends the command.
+    drop(events);
+    let wait = format!("until test -e {}; do :; done; echo gone", gone.display());
+    let output = client.exec(wait, SshExecOptions::default()).await.unwrap();
+    assert_eq!(output.stdout, b"gone\n");
+}
+
+#[tokio::test]
+async fn an_endpoint_serves_any_client_again_and_again_until_it_is_closed() {
+    let guest = Guest::new();
+    let server = guest
+        .sandbox
+        .ssh()
+        .prepare_server(SshServerOptions::default())
+        .await
+        .unwrap();
+    let layout = guest.sandbox.store().layout().clone();
+    let key = KeyPair::load(&layout.client_key()).unwrap();
+    let host_key = load_public(&guest.sandbox.dir().host_key_pub()).unwrap();
+    let config = || ClientConfig::new(own_user(), key.private_key().clone(), host_key.clone());
+
+    for round in 0..2 {
+        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        let (served, client) = (server.clone(), SshClient::connect(ours, config()));
+        let serving = tokio::spawn(async move { served.serve_connection_on(theirs).await });
+        let client = client.await.unwrap();
+        let output = client.exec("echo served", SshExecOptions::default()).await.unwrap();
+        assert_eq!(output.stdout, b"served\n", "{round}");
+        client.close().await;
+        serving.await.unwrap().unwrap();
+    }
+
+    let (ours, theirs) = tokio::io::duplex(64 * 1024);
+    let served = server.clone();
+    let serving = tokio::spawn(async move { served.serve_connection_on(theirs).await });
+    let client = SshClient::connect(ours, config()).await.unwrap();
+    server.close();
+    assert!(matches!(serving.await.unwrap(), Err(SshError::Closed)));
+    assert!(client.exec("true", SshExecOptions::default()).await.is_err());
+    let (_ours, theirs) = tokio::io::duplex(64);
+    assert!(matches!(
+        server.serve_connection_on(theirs).await,
+        Err(SshError::Closed)
+    ));
+}
+
+#[tokio::test]
+async fn an_endpoint_does_not_pretend_to_be_what_the_guest_is_not() {
+    let guest = Guest::new();
+    let prepare = async |options: SshServerOptions| guest.sandbox.ssh().prepare_server(options).await;
+    let base = SshServerOptions::default;
+    let other_key = guest.path("other");
+    KeyPair::generate_ed25519("").unwrap().save(&other_key).unwrap();
+    for (named, options) in [
+        (
+            "host_key_path",
+            SshServerOptions {
+                host_key_path: Some(other_key.clone()),
+                ..base()
+            },
+        ),
+        (
+            "authorized_keys_path",
+            SshServerOptions {
+                authorized_keys_path: Some(other_key.clone()),
+                ..base()
+            },
+        ),
+        (
+            "user",
+            SshServerOptions {
+                user: Some("root".into()),
+                ..base()
+            },
+        ),
+        ("sftp", SshServerOptions { sftp: false, ..base() }),
+    ] {
+        let error = prepare(options).await.unwrap_err();
+        assert!(
+            matches!(error, SshError::FixedInGuest { .. }) && error.to_string().contains(named),
+            "{error}"
+        );
+    }
+    let dir = guest.sandbox.dir();
+    for path in [dir.host_key(), dir.host_key_pub()] {
+        let options = SshServerOptions {
+            host_key_path: Some(path),
+            ..base()
+        };
+        prepare(options).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_sandbox_that_does_not_run_is_named_with_what_starts_it() {
+    let guest = Guest::new();
+    fs::remove_file(guest.sandbox.dir().ready()).unwrap();
+    let options = SshClientOptions {
+        boot_timeout: std::time::Duration::from_millis(10),
+        ..guest.options()
+    };
+    let error = guest.sandbox.ssh().open_client(options).await.unwrap_err();
+    assert!(error.to_string().contains("msb logs box"), "{error}");
+}
+
+#[test]
+fn exec_and_ssh_log_in_as_the_user_they_are_given() {
+    let guest = Guest::new();
+    for verb in ["exec", "ssh"] {
+        let as_user = |user: &str| {
+            let command = [verb, "--user", user, "box", "--", "id", "-un"];
+            guest.msb().args(command).output().unwrap()
+        };
+        let output = as_user(&own_user());
+        assert_eq!(output.stdout, format!("{}\n", own_user()).as_bytes(), "{output:?}");
+        let output = as_user("no-such-user");
+        assert_eq!(output.status.code(), Some(255));
+        assert!(
+            String::from_utf8_lossy(&output.stderr).contains("no-such-user"),
+            "{output:?}"
+        );
+    }
+}
+
+#[test]
+fn standard_streams_of_the_bridge_carry_a_stock_client() {
+    let guest = Guest::new();
+    let config = guest.path("config");
+    let block = guest.msb().arg("ssh-config").output().unwrap().stdout;
+    fs::write(&config, block).unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(writer);
+    let output = Command::new("ssh")
+        .arg("-F")
+        .arg(&config)
+        .args(["-l", &own_user(), "box.msb", "echo bridged"])
+        .stdin(OwnedFd::from(reader))
+        .output()
+        .unwrap();
+    assert_eq!(output.stdout, b"bridged\n", "{output:?}");
+}
