@@ -36,7 +36,18 @@ ssh openssh-client
 sftp openssh-client
 ss iproute2
 rsync rsync
-shellcheck shellcheck'
+shellcheck shellcheck
+ansible-playbook ansible-core
+curl curl
+dbclient dropbear-bin
+git git
+lftp lftp
+plink putty-tools
+/usr/lib/python3/dist-packages/asyncssh python3-asyncssh
+/usr/lib/python3/dist-packages/paramiko python3-paramiko
+ssh-audit ssh-audit
+fusermount3 fuse3
+sshfs sshfs'
 
 # missing_packages NEEDS: the packages of those files that are not here, one a line.
 missing_packages() {

@@ -3,9 +3,13 @@
 //! The tests run where KVM works, with the release `msb` of `target/msb` first on `PATH`: `scripts/test` sees to both.
 
 mod commands;
+mod endpoint;
 mod msb;
+mod programs_disk;
 mod terminal;
 
 pub use commands::{Finished, finish, finish_with_input, sha256, sha256_of_file};
+pub use endpoint::Endpoint;
 pub use msb::{Msb, Sandbox};
+pub use programs_disk::ProgramsDisk;
 pub use terminal::Terminal;

@@ -1,0 +1,60 @@
+//! Clients that nobody here wrote, each doing with one sandbox what its users do. docs/interop.md has the table.
+//!
+//! With `MSB_INTEROP_AGENT=FILE` they talk to that `msb-agent serve --stdio` on this host instead of to a sandbox: the
+//! same clients and the same server at full speed, without KVM.
+
+mod ansible;
+mod audit;
+mod dropbear;
+mod fixture;
+mod git;
+mod lftp;
+mod openssh;
+mod putty;
+mod python;
+mod sshfs;
+mod vscode;
+
+use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
+
+use fixture::Fixture;
+use libtest_mimic::{Arguments, Trial};
+
+const TRIALS: [(&str, fn(&Fixture)); 14] = [
+    (
+        "one_openssh_connection_carries_many_sessions_at_once",
+        openssh::many_sessions,
+    ),
+    ("scp_copies_over_sftp", openssh::scp),
+    ("scp_copies_with_its_old_protocol", openssh::scp_legacy),
+    ("git_pushes_and_clones", git::push_and_clone),
+    ("sshfs_is_a_file_system", sshfs::file_system),
+    ("dbclient_runs_commands", dropbear::commands),
+    ("plink_runs_commands", putty::plink),
+    ("psftp_copies_both_ways", putty::psftp),
+    ("paramiko_runs_commands_and_prefetches", python::paramiko),
+    ("asyncssh_runs_commands_signals_and_copies", python::asyncssh),
+    ("lftp_mirrors_both_ways", lftp::mirror),
+    ("ansible_pings_copies_and_fetches", ansible::playbook),
+    ("ssh_audit_fails_nothing_but_the_nist_curves", audit::algorithms),
+    (
+        "vscode_uploads_a_server_and_reaches_it_through_socks",
+        vscode::remote_server,
+    ),
+];
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // They share one sandbox, and hosts of few CPUs.
+    arguments.test_threads.get_or_insert(1);
+    let shared = Arc::new(OnceLock::new());
+    let trials = TRIALS.map(|(name, test)| {
+        let shared = Arc::clone(&shared);
+        Trial::test(name, move || {
+            test(shared.get_or_init(Fixture::new));
+            Ok(())
+        })
+    });
+    libtest_mimic::run(&arguments, trials.into()).exit_code()
+}
