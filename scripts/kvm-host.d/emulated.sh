@@ -6,7 +6,7 @@
 
 : "${root:?source common.sh first}" "${cache:?}"
 source_directory=$root/scripts/kvm-host.d
-modules=(virtio_pci virtio_console 9pnet_virtio 9p virtio_blk ext4 overlay kvm_amd tun)
+modules=(virtio_pci virtio_console 9pnet_virtio 9p virtio_blk ext4 overlay kvm_amd tun fuse)
 
 # emulated_host: the directory of the prepared host; it exists only when complete.
 emulated_host() {
