@@ -21,7 +21,10 @@ use std::sync::{Arc, OnceLock};
 use fixture::Fixture;
 use libtest_mimic::{Arguments, Trial};
 
-const TRIALS: [(&str, fn(&Fixture)); 14] = [
+/// What is done to the server, by the name of what it shows.
+type Named = (&'static str, fn(&Fixture));
+
+const TRIALS: [Named; 14] = [
     (
         "one_openssh_connection_carries_many_sessions_at_once",
         openssh::many_sessions,
