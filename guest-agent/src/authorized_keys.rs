@@ -6,8 +6,9 @@
 use std::time::SystemTime;
 
 use russh::keys::ssh_key::public::KeyData;
-use russh::keys::{Algorithm, PublicKey};
+use russh::keys::{Algorithm, Certificate, PublicKey};
 
+mod certificate;
 mod options;
 mod permit;
 
@@ -78,8 +79,30 @@ impl AuthorizedKeys {
 
     /// What `key` may do, if it may log in now.
     pub fn find(&self, key: &PublicKey, now: SystemTime) -> Option<&Options> {
-        let entry = self.entries.iter().find(|entry| entry.key == *key.key_data())?;
-        (!entry.options.is_expired(now)).then_some(&entry.options)
+        let mut entries = self.matching(key.key_data(), now);
+        entries.find(|options| !options.is_authority())
+    }
+
+    /// What the owner of `certificate` may do, if it may log in now as `user`. Who calls this has verified that its
+    /// authority signed it and that the client has its key.
+    pub fn find_certificate(&self, certificate: &Certificate, user: &str, now: SystemTime) -> Option<Options> {
+        let mut entries = self.matching(certificate.signature_key(), now);
+        entries.find_map(|options| {
+            let permitted = certificate::permits(certificate, &options.principals(user), now)?;
+            options.is_authority().then(|| options.narrowed(permitted))?
+        })
+    }
+
+    /// Whether any certificate can log in.
+    pub fn has_authorities(&self) -> bool {
+        self.entries.iter().any(|entry| entry.options.is_authority())
+    }
+
+    fn matching(&self, key: &KeyData, now: SystemTime) -> impl Iterator<Item = &Options> {
+        let entries = self.entries.iter().filter(move |entry| entry.key == *key);
+        entries
+            .map(|entry| &entry.options)
+            .filter(move |options| !options.is_expired(now))
     }
 
     /// The lines that admit no key.
@@ -148,12 +171,31 @@ mod tests {
         for options in [
             "from=\"10.0.0.0/8\"",
             "cert-authority",
-            "verify-required",
-            "tunnel=\"0\"",
             "command=\"x",
+            "command=\"x\",command=\"y\"",
         ] {
             assert!(!admits(&format!("{options} {ED25519}")), "{options} was widened");
         }
+    }
+
+    #[test]
+    fn options_that_limit_what_is_not_offered_change_nothing() {
+        for options in [
+            "no-touch-required",
+            "verify-required",
+            "tunnel=\"0\"",
+            "no-X11-forwarding,no-user-rc",
+        ] {
+            assert!(admits(&format!("{options} {ED25519}")), "{options}");
+        }
+    }
+
+    #[test]
+    fn a_later_line_of_the_same_key_holds_when_an_earlier_one_does_not() {
+        let expired = format!("expiry-time=\"20200101\" {ED25519}");
+        assert!(admits(&format!(
+            "{expired}\ncert-authority {ED25519}\nno-pty {ED25519}"
+        )));
     }
 
     #[test]

@@ -21,18 +21,25 @@ pub struct Options {
     permit_open: Vec<Permit>,
     /// Where `-R` may listen; empty: anywhere.
     permit_listen: Vec<Permit>,
+    /// The key signs certificates, and does not log in itself.
+    authority: bool,
+    /// For whom an authority's certificates are taken; without, for the user of that name.
+    principals: Option<Vec<String>>,
     expires: Option<SystemTime>,
 }
 
 /// Why options do not hold.
 #[derive(Debug, thiserror::Error)]
 pub enum OptionError {
-    /// Unknown, or known but not enforceable without a network address or a certificate.
+    /// Unknown, or known but not enforceable without a network address.
     #[error("option {0:?} is not supported")]
     Unsupported(String),
     /// A quote that never closes, or a value without quotes.
     #[error("the value of option {0:?} is not quoted")]
     Unquoted(String),
+    /// Given twice, and only one value can hold.
+    #[error("option {0:?} is given twice")]
+    Repeated(String),
     /// Something other than a comma behind a value.
     #[error("a comma is missing behind option {0:?}")]
     Trailing(String),
@@ -56,6 +63,8 @@ impl Default for Options {
             agent_forwarding: true,
             permit_open: Vec::new(),
             permit_listen: Vec::new(),
+            authority: false,
+            principals: None,
             expires: None,
         }
     }
@@ -78,6 +87,34 @@ impl Options {
                 None => return Err(OptionError::Trailing(name.into())),
             }
         }
+    }
+
+    /// Whether the key is one that signs certificates.
+    pub(super) fn is_authority(&self) -> bool {
+        self.authority
+    }
+
+    /// The principals of which a certificate must name one to log in as `user`.
+    pub(super) fn principals<'a>(&'a self, user: &'a str) -> Vec<&'a str> {
+        match &self.principals {
+            Some(principals) => principals.iter().map(String::as_str).collect(),
+            None => vec![user],
+        }
+    }
+
+    /// What both these options and those of a certificate permit; nothing when they force different commands.
+    pub(super) fn narrowed(&self, certificate: Self) -> Option<Self> {
+        let command = match (&self.command, certificate.command) {
+            (Some(own), Some(other)) if *own != other => return None,
+            (own, other) => own.clone().or(other),
+        };
+        Some(Self {
+            command,
+            pty: self.pty && certificate.pty,
+            port_forwarding: self.port_forwarding && certificate.port_forwarding,
+            agent_forwarding: self.agent_forwarding && certificate.agent_forwarding,
+            ..self.clone()
+        })
     }
 
     /// Whether the owner may connect to a TCP port. Rules name hosts literally.
@@ -120,9 +157,16 @@ impl Options {
             ("no-port-forwarding", None) => self.port_forwarding = false,
             ("agent-forwarding", None) => self.agent_forwarding = true,
             ("no-agent-forwarding", None) => self.agent_forwarding = false,
-            // There is no X11 forwarding and no ~/.ssh/rc to permit or forbid.
-            ("x11-forwarding" | "no-x11-forwarding" | "user-rc" | "no-user-rc", None) => {}
-            ("command", Some(value)) => self.command = Some(value),
+            // There is no X11 or tunnel forwarding and no ~/.ssh/rc to permit or forbid.
+            ("x11-forwarding" | "no-x11-forwarding" | "user-rc" | "no-user-rc", None) | ("tunnel", Some(_)) => {}
+            // These are about FIDO keys, which are not admitted.
+            ("no-touch-required" | "verify-required", None) => {}
+            ("cert-authority", None) => self.authority = true,
+            ("principals", Some(value)) if self.principals.is_none() => {
+                self.principals = Some(value.split(',').map(str::to_owned).collect());
+            }
+            ("command", Some(value)) if self.command.is_none() => self.command = Some(value),
+            ("command" | "principals", Some(_)) => return Err(OptionError::Repeated(name.into())),
             ("environment", Some(value)) => match value.split_once('=') {
                 Some((variable, setting)) if is_variable(variable) => {
                     self.environment.push((variable.into(), setting.into()));

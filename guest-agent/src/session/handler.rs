@@ -1,13 +1,14 @@
 //! What the client asks, answered inside each callback: russh keeps one pending reply per channel.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use russh::keys::{Algorithm, PublicKey};
+use russh::keys::Certificate;
 use russh::server::{Auth, ChannelOpenHandle, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelId, ChannelOpenFailure, Pty, Sig};
 use tokio::sync::Notify;
 
+use super::auth;
 use super::budget::Budget;
 use super::channel::{Login, SessionChannel};
 use super::channels::{Channels, Open};
@@ -19,7 +20,6 @@ use super::terminal::{Size, Terminal};
 use super::{SessionError, Settings, signals};
 use crate::console;
 use crate::net::Liveness;
-use crate::users::User;
 
 /// The subsystem that transfers files.
 const SFTP: &str = "sftp";
@@ -57,18 +57,6 @@ impl Handler {
         let (_, writer) = channel.split();
         let outlet = Outlet::new(writer, session.handle(), Arc::clone(&self.budget));
         (outlet, Arc::new(Input::new(Arc::clone(&self.budget))))
-    }
-
-    /// Who logs in with `key` as `name`, if that is allowed.
-    fn admit(&self, name: &str, key: &PublicKey, algorithm: &Algorithm) -> Option<Login> {
-        // SHA-1 signatures.
-        if matches!(algorithm, Algorithm::Rsa { hash: None }) {
-            return None;
-        }
-        let options = self.settings.authorized_keys.find(key, SystemTime::now())?.clone();
-        let user = User::by_name(name)?;
-        let own = rustix::process::geteuid();
-        (own.is_root() || own.as_raw() == user.uid).then_some(Login { user, options })
     }
 
     fn start(&self, id: ChannelId, program: Program, session: &mut Session) -> Result<(), SessionError> {
@@ -220,19 +208,24 @@ impl russh::server::Handler for Handler {
     type Error = SessionError;
 
     async fn auth_publickey_offered(&mut self, user: &str, offer: PublicKeyOffer<'_>) -> Result<Auth, SessionError> {
-        Ok(match self.admit(user, offer.public_key, offer.algorithm) {
-            Some(_) => Auth::Accept,
-            None => Auth::reject(),
-        })
+        let keys = &self.settings.authorized_keys;
+        Ok(auth::answer(auth::may_sign(
+            keys,
+            user,
+            offer.public_key,
+            offer.algorithm,
+        )))
     }
 
     async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, SessionError> {
-        self.login = self.admit(user, key.public_key, key.algorithm).map(Arc::new);
-        Ok(if self.login.is_some() {
-            Auth::Accept
-        } else {
-            Auth::reject()
-        })
+        let keys = &self.settings.authorized_keys;
+        self.login = auth::by_key(keys, user, key.public_key, key.algorithm).map(Arc::new);
+        Ok(auth::answer(self.login.is_some()))
+    }
+
+    async fn auth_openssh_certificate(&mut self, user: &str, certificate: &Certificate) -> Result<Auth, SessionError> {
+        self.login = auth::by_certificate(&self.settings.authorized_keys, user, certificate).map(Arc::new);
+        Ok(auth::answer(self.login.is_some()))
     }
 
     async fn auth_succeeded(&mut self, _: &mut Session) -> Result<(), SessionError> {

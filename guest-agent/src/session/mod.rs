@@ -18,6 +18,7 @@ use crate::net::FdStream;
 
 mod algorithms;
 mod as_user;
+mod auth;
 mod budget;
 mod channel;
 mod channels;

@@ -84,6 +84,8 @@ struct Entry {
     /// Nothing to become when this is not root: only the own user may log in then.
     identity: Option<Identity>,
     home: CString,
+    /// What a login without its home directory is told, up to the reason.
+    complaint: Vec<u8>,
     terminal: bool,
 }
 
@@ -103,6 +105,7 @@ impl Entry {
         Self {
             identity: rustix::process::geteuid().is_root().then_some(identity),
             home: CString::new(user.home.as_os_str().as_bytes()).unwrap_or_default(),
+            complaint: format!("Could not chdir to home directory {}: ", user.home.display()).into_bytes(),
             terminal,
         }
     }
@@ -122,10 +125,25 @@ impl Entry {
         }
         // SAFETY: the path ends with NUL.
         if unsafe { libc::chdir(self.home.as_ptr()) } != 0 {
+            self.complain(io::Error::last_os_error().raw_os_error());
             // SAFETY: as above.
             check(unsafe { libc::chdir(c"/".as_ptr()) })?;
         }
         Ok(())
+    }
+}
+
+impl Entry {
+    /// Says on standard error that there is no home directory, as sshd does. What cannot be written is not missed.
+    fn complain(&self, error: Option<i32>) {
+        let reason: &[u8] = match error {
+            Some(libc::ENOENT) => b"No such file or directory\n",
+            Some(libc::EACCES) => b"Permission denied\n",
+            Some(libc::ENOTDIR) => b"Not a directory\n",
+            _ => b"unusable\n",
+        };
+        let stderr = rustix::stdio::stderr();
+        let _ = rustix::io::write(stderr, &self.complaint).and_then(|_| rustix::io::write(stderr, reason));
     }
 }
 
