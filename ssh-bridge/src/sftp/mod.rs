@@ -11,6 +11,7 @@ mod error;
 mod file;
 mod replies;
 mod stream;
+pub mod tree;
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
