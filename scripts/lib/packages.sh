@@ -34,6 +34,7 @@ cpio cpio'
 test_needs='
 ssh openssh-client
 sftp openssh-client
+sshd openssh-server
 ss iproute2
 rsync rsync
 shellcheck shellcheck
