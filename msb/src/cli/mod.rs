@@ -5,15 +5,18 @@
 //! errors of msb itself.
 
 mod completion;
+mod cp;
 mod create;
 mod doctor;
 mod error;
 mod exec;
 mod inspect;
 mod kill;
+mod location;
 mod logs;
 mod ls;
 mod output;
+mod progress;
 mod rm;
 mod run;
 mod session;
@@ -69,6 +72,7 @@ enum Verb {
     Wait(wait::WaitArgs),
     Exec(exec::ExecArgs),
     Ssh(ssh::SshArgs),
+    Cp(cp::CpArgs),
     SshBridge(ssh_bridge::BridgeArgs),
     SshConfig(ssh_config::SshConfigArgs),
     Doctor(doctor::DoctorArgs),
@@ -180,6 +184,7 @@ fn dispatch(verb: Verb, began_us: u64) -> Result<u8, CliError> {
         Verb::Wait(args) => wait::run(&args, &context),
         Verb::Exec(args) => exec::run(&args, &context),
         Verb::Ssh(args) => ssh::run(&args, &context),
+        Verb::Cp(args) => cp::run(&args, &context),
         Verb::SshBridge(args) => ssh_bridge::run(&args, &context),
         Verb::SshConfig(args) => ssh_config::run(&args, &context),
         Verb::Doctor(args) => doctor::run(&args, &context),

@@ -83,15 +83,17 @@ pub(super) fn ssh_error(what: impl Display) -> impl FnOnce(SshError) -> CliError
 
 fn client_error(what: &str, error: &ClientError) -> CliError {
     match error {
-        // Whoever read the output has seen enough: as if SIGPIPE had ended this process.
-        ClientError::LocalWrite { source, .. } if source.kind() == io::ErrorKind::BrokenPipe => {
-            CliError::plain("").with_status(after_signal(libc::SIGPIPE))
-        }
+        ClientError::LocalWrite { source, .. } if source.kind() == io::ErrorKind::BrokenPipe => seen_enough(),
         ClientError::Interrupted { signal: "SIGHUP" } => CliError::plain("").with_status(after_signal(libc::SIGHUP)),
         ClientError::Interrupted { .. } => CliError::plain("").with_status(after_signal(libc::SIGTERM)),
         error if is_transport(error) => CliError::cannot(what, error).with_status(TRANSPORT_ERROR),
         error => CliError::cannot(what, error),
     }
+}
+
+/// Whoever read the output has seen enough: as if SIGPIPE had ended this process.
+pub(super) fn seen_enough() -> CliError {
+    CliError::plain("").with_status(after_signal(libc::SIGPIPE))
 }
 
 /// The exit status that tells of a death by this signal.

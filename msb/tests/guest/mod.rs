@@ -1,5 +1,6 @@
 //! A sandbox that runs without a VM: its records say so, and what answers on its socket is the real agent, as a process
 //! of this machine for each connection.
+#![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;

@@ -50,6 +50,22 @@ impl Stdio {
         })
     }
 
+    /// Reads what there is of standard input; 0 is its end.
+    ///
+    /// # Errors
+    /// When the system's answer is one.
+    pub async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.input.read(buffer).await
+    }
+
+    /// Writes all of `bytes` to standard output, at the pace of whoever reads it.
+    ///
+    /// # Errors
+    /// When the system's answer is one: [`io::ErrorKind::BrokenPipe`] when nobody reads it any more.
+    pub async fn write_all(&self, bytes: &[u8]) -> io::Result<()> {
+        self.output.write_all(bytes).await
+    }
+
     /// The terminal that standard input is, if it is one.
     pub(super) fn terminal(&self) -> Option<BorrowedFd<'_>> {
         self.terminal.as_ref().map(AsFd::as_fd)
