@@ -3,12 +3,15 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
-use msb_agent::{console, init, session, sftp};
+use msb_agent::session::{self, Settings};
+use msb_agent::{console, init, sftp};
 use msb_protocol::identity::SshFeatures;
 
 const USAGE: &str = "usage: msb-agent serve --stdio --host-key FILE --authorized-keys FILE
                 [--no-port-forwarding] [--no-agent-forwarding] [--no-sftp]
+                [--login-grace SECONDS]
        msb-agent sftp-server
        msb-agent --version
 As PID 1 of a guest, named init, it takes no arguments.";
@@ -43,7 +46,7 @@ fn main() -> ExitCode {
 
 fn serve(options: &[&str]) -> Result<(), String> {
     let (mut stdio, mut host_key, mut authorized_keys) = (false, None, None);
-    let mut features = SshFeatures::default();
+    let (mut features, mut grace) = (SshFeatures::default(), None);
     let mut options = options.iter();
     while let Some(option) = options.next() {
         match *option {
@@ -53,6 +56,10 @@ fn serve(options: &[&str]) -> Result<(), String> {
             "--no-port-forwarding" => features.port_forwarding = false,
             "--no-agent-forwarding" => features.agent_forwarding = false,
             "--no-sftp" => features.sftp = false,
+            "--login-grace" => match options.next().and_then(|seconds| seconds.parse().ok()) {
+                Some(seconds) => grace = Some(Duration::from_secs(seconds)),
+                None => return Err(format!("serve: --login-grace takes a number of seconds\n{USAGE}")),
+            },
             other => return Err(format!("serve: unknown option {other:?}\n{USAGE}")),
         }
     }
@@ -61,5 +68,10 @@ fn serve(options: &[&str]) -> Result<(), String> {
             "serve: --stdio, --host-key and --authorized-keys are all needed\n{USAGE}"
         ));
     };
-    session::serve_stdio(&host_key, &authorized_keys, features).map_err(|error| console::chain(&error))
+    let mut settings = Settings::read(&host_key, &authorized_keys).map_err(|error| console::chain(&error))?;
+    settings = settings.with_features(features);
+    if let Some(grace) = grace {
+        settings = settings.with_login_grace(grace);
+    }
+    session::serve_stdio(settings).map_err(|error| console::chain(&error))
 }

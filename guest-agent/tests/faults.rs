@@ -6,16 +6,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 
-use support::{AGENT, Server, output, output_with_input, pattern, stdout};
-
-fn serve(server: &Server) -> Command {
-    let mut command = Command::new("timeout");
-    command
-        .args(["60", AGENT, "serve", "--stdio", "--host-key"])
-        .arg(server.path("host"));
-    command.arg("--authorized-keys").arg(server.path("authorized_keys"));
-    command
-}
+use support::{AGENT, Server, output, output_with_input, pattern, serve, stdout};
 
 #[test]
 fn bytes_that_are_no_ssh_end_the_connection() {

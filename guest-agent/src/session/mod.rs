@@ -53,6 +53,7 @@ pub struct Settings {
     authorized_keys: Arc<AuthorizedKeys>,
     environment: Arc<BTreeMap<String, String>>,
     features: SshFeatures,
+    login_grace: Duration,
     end_guest: Option<fn()>,
 }
 
@@ -62,14 +63,6 @@ pub enum SettingsError {
     /// The host key is damaged, encrypted or of an unknown kind.
     #[error("the host key is no unencrypted private key in OpenSSH format")]
     HostKey(#[source] russh::keys::ssh_key::Error),
-}
-
-/// Why a connection ended early, or never began.
-#[derive(Debug, thiserror::Error)]
-pub enum SessionError {
-    /// The settings.
-    #[error(transparent)]
-    Settings(#[from] SettingsError),
     /// A file named on the command line.
     #[error("cannot read {path}")]
     Read {
@@ -78,12 +71,17 @@ pub enum SessionError {
         /// Why.
         source: io::Error,
     },
+}
+
+/// Why a connection ended early, or never began.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
     /// The stream or the runtime on it.
     #[error("cannot serve on this stream")]
     Stream(#[source] io::Error),
     /// The client did not log in within the grace time.
-    #[error("no login within {} seconds", LOGIN_GRACE.as_secs())]
-    LoginTimeout,
+    #[error("no login within {} s", .0.as_secs())]
+    LoginTimeout(Duration),
     /// The SSH protocol.
     #[error("the SSH connection failed")]
     Ssh(#[from] russh::Error),
@@ -109,8 +107,23 @@ impl Settings {
             authorized_keys: Arc::new(authorized_keys),
             environment: Arc::default(),
             features: SshFeatures::default(),
+            login_grace: LOGIN_GRACE,
             end_guest: None,
         })
+    }
+
+    /// Settings from files, as for [`Settings::new`].
+    ///
+    /// # Errors
+    /// As for [`Settings::new`], and when a file cannot be read.
+    pub fn read(host_key: &Path, authorized_keys: &Path) -> Result<Self, SettingsError> {
+        let read = |path: &Path| {
+            std::fs::read(path).map_err(|source| SettingsError::Read {
+                path: path.into(),
+                source,
+            })
+        };
+        Self::new(&read(host_key)?, &read(authorized_keys)?)
     }
 
     /// Adds an environment to every session, beneath what the login itself sets.
@@ -124,6 +137,13 @@ impl Settings {
     #[must_use]
     pub fn with_features(mut self, features: SshFeatures) -> Self {
         self.features = features;
+        self
+    }
+
+    /// Gives a client less or more than the usual 120 seconds to log in.
+    #[must_use]
+    pub fn with_login_grace(mut self, grace: Duration) -> Self {
+        self.login_grace = grace;
         self
     }
 
@@ -165,15 +185,8 @@ pub fn serve(stream: OwnedFd, settings: Settings) -> Result<(), SessionError> {
 /// Serves one connection on standard input and output, as the user that runs this.
 ///
 /// # Errors
-/// As for [`serve`], and when one of the files cannot be used.
-pub fn serve_stdio(host_key: &Path, authorized_keys: &Path, features: SshFeatures) -> Result<(), SessionError> {
-    let read = |path: &Path| {
-        std::fs::read(path).map_err(|source| SessionError::Read {
-            path: path.into(),
-            source,
-        })
-    };
-    let settings = Settings::new(&read(host_key)?, &read(authorized_keys)?)?.with_features(features);
+/// As for [`serve`].
+pub fn serve_stdio(settings: Settings) -> Result<(), SessionError> {
     run(settings, || {
         let input = io::stdin().as_fd().try_clone_to_owned()?;
         let output = io::stdout().as_fd().try_clone_to_owned()?;
@@ -218,7 +231,7 @@ async fn converse(stream: FdStream, settings: Settings) -> Result<(), SessionErr
 
 async fn connection(stream: FdStream, settings: Settings) -> Result<(), SessionError> {
     let logged_in = Arc::new(Notify::new());
-    let config = Arc::clone(&settings.config);
+    let (config, grace) = (Arc::clone(&settings.config), settings.login_grace);
     let handler = Handler::new(settings, stream.liveness(), Arc::clone(&logged_in));
     let login = async {
         let session = russh::server::run_stream(config, stream, handler).await?;
@@ -228,10 +241,10 @@ async fn connection(stream: FdStream, settings: Settings) -> Result<(), SessionE
             () = logged_in.notified() => Ok(Some(session)),
         }
     };
-    match tokio::time::timeout(LOGIN_GRACE, login).await {
+    match tokio::time::timeout(grace, login).await {
         Ok(Ok(Some(session))) => session.await,
         Ok(ended) => ended.map(|_| ()),
-        Err(_elapsed) => Err(SessionError::LoginTimeout),
+        Err(_elapsed) => Err(SessionError::LoginTimeout(grace)),
     }
 }
 

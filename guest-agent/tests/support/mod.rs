@@ -10,6 +10,8 @@ use std::process::{Child, Command, Output, Stdio};
 
 use tempfile::TempDir;
 
+pub(crate) mod raw;
+
 pub(crate) const AGENT: &str = env!("CARGO_BIN_EXE_msb-agent");
 
 /// A client that hangs is killed after this many seconds, which fails its test.
@@ -153,6 +155,16 @@ impl Drop for Master<'_> {
             .status();
         let _ = self.process.wait();
     }
+}
+
+/// The server of one connection on standard input and output.
+pub(crate) fn serve(server: &Server) -> Command {
+    let mut command = Command::new("timeout");
+    command
+        .args(["60", AGENT, "serve", "--stdio", "--host-key"])
+        .arg(server.path("host"));
+    command.arg("--authorized-keys").arg(server.path("authorized_keys"));
+    command
 }
 
 /// Runs a command that must exist and not be killed by its timeout.
