@@ -424,3 +424,53 @@ fn another_connection_notices_nothing_of_one_that_breaks_the_protocol() {
     assert_eq!(stdout(&server.run("echo fine")), "fine\n");
     assert_no_panic(&raw.finish().1);
 }
+
+#[test]
+fn what_closed_channels_leave_is_bounded() {
+    const LEFT: usize = 8192;
+    const BATCH: u32 = 64;
+    let server = Server::new();
+    let path = server.path("socket");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    thread::spawn(move || while listener.accept().is_ok() {});
+    let mut raw = Raw::log_in(&server);
+    let before = raw.peak_memory();
+    let mut opened = 0;
+    loop {
+        for id in 0..BATCH {
+            let open = Message::new(OPEN).string("direct-streamlocal@openssh.com").u32(id);
+            raw.send(
+                &open
+                    .u32(1 << 20)
+                    .u32(1 << 15)
+                    .string(path.to_str().unwrap())
+                    .string("")
+                    .u32(0),
+            );
+        }
+        let (mut refused, mut closed) = (0, 0);
+        while refused + closed < BATCH {
+            let message = raw.receive().unwrap();
+            match message[0] {
+                OPEN_FAILURE => refused += 1,
+                OPEN_CONFIRMATION => {
+                    opened += 1;
+                    raw.send(&Message::new(EOF).u32(u32::from_be_bytes(message[5..9].try_into().unwrap())));
+                }
+                CLOSE => closed += 1,
+                _ => {}
+            }
+        }
+        if closed == 0 {
+            break;
+        }
+    }
+    assert!(
+        (LEFT..LEFT + usize::try_from(BATCH).unwrap()).contains(&opened),
+        "{opened} channels"
+    );
+    let grown = raw.peak_memory() - before;
+    assert!(grown < 40 * MIB, "{grown} bytes are left");
+    assert!(raw.is_alive());
+    assert_no_panic(&raw.finish().1);
+}

@@ -19,6 +19,10 @@ const MAX_OPENED: usize = 128;
 /// in the backlog of their listener, so that they never take the channels of the client.
 const MAX_ACCEPTED: usize = 64;
 
+/// Channels that a connection may have closed before the client did. russh keeps some 3.4 KiB of each until the connection
+/// ends.
+const MAX_LEFT: usize = 8192;
+
 /// What a channel is for.
 #[derive(Debug)]
 pub(super) enum Open {
@@ -54,6 +58,8 @@ struct Table {
     confirmed: HashMap<ChannelId, Arc<Input>>,
     /// How many are being opened from here.
     expected: usize,
+    /// How many were closed from here first.
+    left: usize,
 }
 
 impl Channels {
@@ -67,19 +73,36 @@ impl Channels {
 
     /// A slot for a channel that the client opens, if there is one left.
     pub(super) fn slot(&self) -> Option<Slot> {
+        if self.is_worn_out() {
+            return None;
+        }
         Arc::clone(&self.opened).try_acquire_owned().ok().map(Slot)
     }
 
-    /// A slot for a connection that was accepted, once there is one.
-    pub(super) async fn accepting_slot(&self) -> Slot {
-        let permit = Arc::clone(&self.accepted).acquire_owned().await;
-        Slot(permit.expect("the semaphore is never closed"))
+    /// A slot for a connection that was accepted, once there is one; nothing when there will be none.
+    pub(super) async fn accepting_slot(&self) -> Option<Slot> {
+        let permit = Arc::clone(&self.accepted).acquire_owned().await.ok()?;
+        (!self.is_worn_out()).then_some(Slot(permit))
+    }
+
+    fn is_worn_out(&self) -> bool {
+        self.table().left >= MAX_LEFT
     }
 
     pub(super) fn insert(&self, id: ChannelId, open: Open, slot: Slot) {
         self.table().open.insert(id, (open, slot));
     }
 
+    /// Removes a channel that was closed from here.
+    pub(super) fn finish(&self, id: ChannelId) {
+        let mut table = self.table();
+        let removed = table.open.remove(&id);
+        table.left += usize::from(removed.is_some());
+        drop(table);
+        drop(removed);
+    }
+
+    /// Removes a channel that the client closed, or that never opened.
     pub(super) fn remove(&self, id: ChannelId) {
         let mut table = self.table();
         let removed = (table.open.remove(&id), table.confirmed.remove(&id));

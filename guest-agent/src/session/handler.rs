@@ -74,7 +74,7 @@ impl Handler {
                 let channels = self.channels.clone();
                 tokio::spawn(async move {
                     conversation.await;
-                    channels.remove(id);
+                    channels.finish(id);
                 });
                 Ok(())
             }
@@ -189,10 +189,13 @@ async fn run_forward(channels: Channels, id: ChannelId, target: Target, login: A
                 reply.accept().await;
                 running.await;
             }
+            channels.finish(id);
         }
-        Err(_) => reply.reject(ChannelOpenFailure::ConnectFailed).await,
+        Err(_) => {
+            channels.remove(id);
+            reply.reject(ChannelOpenFailure::ConnectFailed).await;
+        }
     }
-    channels.remove(id);
 }
 
 fn answer(session: &mut Session, id: ChannelId, done: bool) -> Result<(), SessionError> {

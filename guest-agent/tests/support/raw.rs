@@ -200,7 +200,7 @@ impl Raw {
         raw.exchange_keys();
         raw.send(&Message::new(SERVICE_REQUEST).string("ssh-userauth"));
         raw.expect(SERVICE_REQUEST + 1);
-        let key = PrivateKey::read_openssh_file(&server.path("user")).unwrap();
+        let key = PrivateKey::read_openssh_file(server.path("user")).unwrap();
         let public = key.public_key().to_bytes().unwrap();
         let request = Message::new(USERAUTH_REQUEST)
             .string(own_user())

@@ -49,9 +49,8 @@ impl Carrier {
         loop {
             match listener.accept().await {
                 Ok((stream, peer)) => {
-                    let slot = self.channels.accepting_slot().await;
                     let _ = stream.set_nodelay(true);
-                    if let Ok(stream) = stream.into_std() {
+                    if let (Some(slot), Ok(stream)) = (self.channels.accepting_slot().await, stream.into_std()) {
                         let carrier = self.clone();
                         tokio::spawn(carrier.carry_tcp(stream.into(), peer, address.clone(), port, slot));
                     }
@@ -66,8 +65,7 @@ impl Carrier {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    let slot = self.channels.accepting_slot().await;
-                    if let Ok(stream) = stream.into_std() {
+                    if let (Some(slot), Ok(stream)) = (self.channels.accepting_slot().await, stream.into_std()) {
                         tokio::spawn(self.clone().carry_unix(stream.into(), purpose.clone(), slot));
                     }
                 }
@@ -110,6 +108,6 @@ impl Carrier {
         let running = forward.run(stream);
         self.channels.insert(id, Open::Forward(forward), slot);
         running.await;
-        self.channels.remove(id);
+        self.channels.finish(id);
     }
 }
