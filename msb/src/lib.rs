@@ -27,6 +27,11 @@
 //! # }
 //! ```
 
+/// The example of the documentation is compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/library.md")]
+pub struct DocumentedExample;
+
 pub mod assets;
 pub mod cli;
 pub mod doctor;
