@@ -79,7 +79,7 @@ impl Endpoint {
             let config = scratch.join("sshd_config");
             let text = format!(
                 "HostKey {}\nAuthorizedKeysFile {}\nStrictModes no\nUsePAM no\nLogLevel QUIET\n\
-                 PermitRootLogin prohibit-password\nSubsystem sftp /usr/lib/openssh/sftp-server\n",
+                 PermitUserEnvironment yes\nPermitRootLogin prohibit-password\nSubsystem sftp /usr/lib/openssh/sftp-server\n",
                 host_key.display(),
                 authorized_keys.display()
             );
@@ -99,7 +99,10 @@ impl Endpoint {
         let write = |name: &str, text: String| fs::write(at(name), text).expect("the test's directory is writable");
         write("known_hosts", format!("box.msb {public}"));
         let user = finish(Command::new("id").arg("-un")).expect(0).text().trim().to_owned();
-        let bridge = bridge(&at("host_key"), &at("client_key.pub"));
+        let public = fs::read_to_string(at("client_key.pub")).expect("ssh-keygen wrote it");
+        // At this level, bash does not read the user's .bashrc for a command: it may take longer than all else.
+        write("authorized_keys", format!("environment=\"SHLVL=1\" {public}"));
+        let bridge = bridge(&at("host_key"), &at("authorized_keys"));
         let config = format!(
             "Host *.msb\n    User {user}\n    ProxyCommand {bridge}\n    IdentityFile {}\n    IdentitiesOnly yes\n    \
              StrictHostKeyChecking yes\n    UserKnownHostsFile {}\n    Ciphers {CIPHERS}\n",

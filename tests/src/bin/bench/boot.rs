@@ -26,7 +26,7 @@ pub(crate) fn measure(samples: usize) -> Vec<Figure> {
     let mut whole = Figure::new("msb run -- true: whole process", "ms");
     let mut to_agent = Figure::new("guest kernel start to agent", "ms");
     let mut to_ready = Figure::new("agent to SSH ready", "ms");
-    let mut phases: Vec<_> = PHASES.iter().map(|(name, ..)| Figure::new(name, "ms")).collect();
+    let mut phases: Vec<_> = PHASES.iter().map(|(name, ..)| Figure::new(*name, "ms")).collect();
     let mut memory = Figure::new("VMM RSS beyond guest memory", "KiB");
     // The first run reads everything from the disk.
     msb.run(["run", "--", "true"]).expect(0);

@@ -5,18 +5,27 @@ use serde_json::{Value, json};
 /// What was measured, how often, in what unit.
 #[derive(Debug)]
 pub(crate) struct Figure {
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     pub(crate) unit: &'static str,
     samples: Vec<f64>,
 }
 
 impl Figure {
     /// A figure without samples.
-    pub(crate) fn new(name: &'static str, unit: &'static str) -> Self {
+    pub(crate) fn new(name: impl Into<String>, unit: &'static str) -> Self {
         Self {
-            name,
+            name: name.into(),
             unit,
             samples: Vec::new(),
+        }
+    }
+
+    /// How much of `other` each sample is of the one taken beside it.
+    pub(crate) fn ratio_to(&self, name: impl Into<String>, other: &Self) -> Self {
+        let pairs = self.samples.iter().zip(&other.samples);
+        Self {
+            samples: pairs.map(|(sample, other)| sample / other).collect(),
+            ..Self::new(name, "ratio")
         }
     }
 
@@ -62,5 +71,15 @@ mod tests {
         assert_eq!(figure.spread(), [1.0, 2.5, 4.0]);
         figure.add(9.0);
         assert_eq!(figure.spread(), [1.0, 3.0, 9.0]);
+    }
+
+    #[test]
+    fn a_ratio_is_of_samples_taken_beside_each_other() {
+        let mut figures = [Figure::new("a", "ms"), Figure::new("b", "ms")];
+        for (a, b) in [(1.0, 2.0), (9.0, 3.0)] {
+            figures[0].add(a);
+            figures[1].add(b);
+        }
+        assert_eq!(figures[0].ratio_to("a/b", &figures[1]).samples, [0.5, 3.0]);
     }
 }

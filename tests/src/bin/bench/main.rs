@@ -9,7 +9,6 @@ mod ssh;
 use std::process::{Command, ExitCode};
 
 use figure::Figure;
-use msb_tests::finish;
 use serde_json::{Value, json};
 
 /// Samples of a figure when `--samples` says nothing.
@@ -19,6 +18,7 @@ struct Options {
     names: Vec<String>,
     json: Option<String>,
     samples: usize,
+    ssh: ssh::Options,
 }
 
 fn main() -> ExitCode {
@@ -33,7 +33,8 @@ fn main() -> ExitCode {
     for name in &options.names {
         figures.extend(match name.as_str() {
             "boot" => boot::measure(options.samples),
-            _ => ssh::measure(options.samples),
+            "ssh-servers" => ssh::measure_servers(options.samples, &options.ssh),
+            _ => ssh::measure(options.samples, &options.ssh),
         });
     }
     print_table(&figures);
@@ -53,25 +54,32 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
         names: Vec::new(),
         json: None,
         samples: SAMPLES,
+        ssh: ssh::Options::default(),
     };
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--json" => options.json = Some(arguments.next().ok_or("--json needs a FILE")?),
-            "--samples" => {
-                let count = arguments
-                    .next()
-                    .and_then(|count| count.parse().ok())
-                    .filter(|count| *count > 0);
-                options.samples = count.ok_or("--samples needs a number above 0")?;
+            "--samples" => options.samples = number(&argument, arguments.next())?,
+            "--bulk" => options.ssh.bulk_mib = number(&argument, arguments.next())?,
+            "--files" => options.ssh.files = number(&argument, arguments.next())?,
+            "--agent" => options.ssh.agent = Some(arguments.next().ok_or("--agent needs a FILE")?.into()),
+            "boot" | "ssh" | "ssh-servers" => options.names.push(argument),
+            other => {
+                return Err(format!(
+                    "there is no benchmark {other}: choose from boot, ssh and ssh-servers"
+                ));
             }
-            "boot" | "ssh" => options.names.push(argument),
-            other => return Err(format!("there is no benchmark {other}: choose from boot and ssh")),
         }
     }
     if options.names.is_empty() {
         options.names = vec!["boot".into(), "ssh".into()];
     }
     Ok(options)
+}
+
+fn number(option: &str, value: Option<String>) -> Result<usize, String> {
+    let number = value.and_then(|value| value.parse().ok()).filter(|number| *number > 0);
+    number.ok_or_else(|| format!("{option} needs a number above 0"))
 }
 
 /// What the figures depend on.
@@ -82,14 +90,15 @@ fn host() -> Value {
         .lines()
         .find_map(|line| line.strip_prefix("model name")?.split_once(':'))
         .map(|(_, model)| model.trim());
+    // It is null where there is no such program.
     let version = |program: &str, argument: &str| {
-        let output = finish(Command::new(program).arg(argument));
+        let output = Command::new(program).arg(argument).output().ok()?;
         let text = if output.stdout.is_empty() {
             output.stderr
         } else {
-            output.text()
+            output.stdout
         };
-        text.trim().to_owned()
+        Some(String::from_utf8_lossy(&text).trim().to_owned())
     };
     json!({
         "mode": std::env::var("MSB_KVM_HOST_MODE").unwrap_or_else(|_| "unknown".into()),
@@ -98,15 +107,16 @@ fn host() -> Value {
         "cpus": std::thread::available_parallelism().map_or(0, usize::from),
         "msb": version("msb", "--version"),
         "ssh": version("ssh", "-V"),
+        "sshd": ssh::sshd_version(),
     })
 }
 
 fn print_table(figures: &[Figure]) {
-    println!("{:<44} {:>12} {:>12} {:>12}  unit", "figure", "min", "median", "max");
+    println!("{:<56} {:>12} {:>12} {:>12}  unit", "figure", "min", "median", "max");
     for figure in figures {
         let [min, median, max] = figure.spread();
         println!(
-            "{:<44} {min:>12.1} {median:>12.1} {max:>12.1}  {}",
+            "{:<56} {min:>12.2} {median:>12.2} {max:>12.2}  {}",
             figure.name, figure.unit
         );
     }
