@@ -4,20 +4,18 @@ use msb_tests::{finish, sha256_of_file};
 
 use crate::fixture::Fixture;
 
-/// What a get asks for at once exceeds every window and queue on the way.
-const SIZE: usize = 8 << 20;
-
 pub(crate) fn paramiko(fixture: &Fixture) {
-    run(fixture, "paramiko", include_str!("paramiko_client.py"));
+    // What it asks for at once exceeds every window and queue on the way.
+    run(fixture, "paramiko", 8 << 20, include_str!("paramiko_client.py"));
 }
 
 pub(crate) fn asyncssh(fixture: &Fixture) {
-    run(fixture, "asyncssh", include_str!("asyncssh_client.py"));
+    run(fixture, "asyncssh", 2 << 20, include_str!("asyncssh_client.py"));
 }
 
-/// Runs a script that puts a file and gets it back, and prints what it saw.
-fn run(fixture: &Fixture, library: &str, script: &str) {
-    let file = fixture.random_file(&format!("{library}-file"), SIZE);
+/// Runs a script that puts a file of `size` bytes and gets it back.
+fn run(fixture: &Fixture, library: &str, size: usize, script: &str) {
+    let file = fixture.random_file(&format!("{library}-file"), size);
     let back = fixture.local(&format!("{library}-back"));
     let server = &fixture.server;
     // Debian's packages are for Debian's Python, whichever is first on PATH.
