@@ -5,6 +5,7 @@ mod support;
 use std::fs;
 use std::process::{Command, Output};
 
+use support::screen::Screen;
 use support::{Server, is_root, output_with_input};
 
 const SSHD: &str = "/usr/sbin/sshd";
@@ -191,4 +192,28 @@ fn other_users() {
 fn a_target_that_refuses() {
     let pair = Pair::new();
     pair.compare(&["-o", "LogLevel=INFO", "-W", "127.0.0.1:1", "box"], b"");
+}
+
+#[test]
+fn terminal_settings() {
+    // All that a terminal of the kernel can be set to and that the client knows how to tell.
+    let settings = [
+        "sane",
+        "raw 115200",
+        "erase ^H intr undef quit ^X kill ^Y eof ^Z eol ^A eol2 ^B start ^C stop ^D susp ^E rprnt ^F werase ^G lnext ^K",
+        "iutf8 ixoff ixany inlcr igncr iuclc parmrk inpck istrip ignpar -imaxbel -ixon",
+        "-isig xcase -echo echonl noflsh tostop -echoctl -echoke -echoe -echok -iexten",
+        "olcuc -onlcr ocrnl onocr onlret",
+        "-opost 9600",
+        "38400",
+    ];
+    let pair = Pair::new();
+    for settings in settings {
+        let shown = ["sshd_client", "config"].map(|config| {
+            let command = "stty -a | tr '\\n' ' '; stty size";
+            Screen::start_with(&pair.ours, config, settings, command).rest()
+        });
+        assert!(shown[0].contains("33") && shown[0].contains("111"), "{}", shown[0]);
+        assert_eq!(shown[1], shown[0], "{settings}");
+    }
 }

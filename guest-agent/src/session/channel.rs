@@ -49,6 +49,8 @@ pub(super) struct SessionChannel {
 struct Process {
     leader: Option<Pid>,
     terminal: Option<FdStream>,
+    /// Whether the client chose it, and so may send it signals.
+    chosen: bool,
 }
 
 impl SessionChannel {
@@ -120,6 +122,7 @@ impl SessionChannel {
         self.process = Some(Process {
             leader: child.id().and_then(|id| Pid::from_raw(id.cast_signed())),
             terminal: master.clone(),
+            chosen: login.options.command.is_none() && program != Program::Sftp,
         });
         let greeting = master
             .as_ref()
@@ -149,12 +152,14 @@ impl SessionChannel {
         }
     }
 
-    /// Sends a signal to the foreground processes of the terminal, or to the processes of the session.
+    /// Sends a signal to the foreground processes of the terminal, or to the processes of the session. As under sshd, not
+    /// to subsystems and forced commands.
     ///
     /// # Errors
-    /// When there is no process, or the signal does not exist.
+    /// When there is no such process, or the signal does not exist.
     pub(super) fn signal(&self, number: libc::c_int) -> io::Result<()> {
-        let process = self.process.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let process = self.process.as_ref().filter(|process| process.chosen);
+        let process = process.ok_or(io::ErrorKind::NotFound)?;
         let foreground = process
             .terminal
             .as_ref()

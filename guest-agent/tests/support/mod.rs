@@ -11,6 +11,7 @@ use std::process::{Child, Command, Output, Stdio};
 use tempfile::TempDir;
 
 pub(crate) mod raw;
+pub(crate) mod screen;
 
 pub(crate) const AGENT: &str = env!("CARGO_BIN_EXE_msb-agent");
 
