@@ -275,7 +275,44 @@ fn days_since_epoch(year: u64, month: u64, day: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_command_survives_its_quotes(command in "[ -~]{0,40}") {
+            // A backslash before a quote cannot be written: it always escapes the quote.
+            prop_assume!(!command.contains("\\\"") && !command.ends_with('\\'));
+            let line = format!("no-pty,command=\"{}\" ssh-ed25519 AAAA", command.replace('"', "\\\""));
+            let (options, key) = split(&line).unwrap();
+            prop_assert_eq!(key, "ssh-ed25519 AAAA");
+            prop_assert_eq!(Options::parse(options).unwrap().command, Some(command));
+        }
+
+        #[test]
+        fn nothing_before_restrict_widens_it(
+            before in prop::sample::subsequence(
+                vec![
+                    "pty",
+                    "port-forwarding",
+                    "agent-forwarding",
+                    "user-rc",
+                    r#"permitopen="*:*""#,
+                    r#"permitlisten="*:*""#,
+                    r#"command="x""#,
+                    r#"environment="A=b""#,
+                ],
+                0..8,
+            ).prop_shuffle(),
+        ) {
+            let text: String = before.iter().map(|option| format!("{option},")).collect();
+            let options = Options::parse(&format!("{text}restrict")).unwrap();
+            prop_assert!(!options.pty && !options.port_forwarding && !options.agent_forwarding);
+            prop_assert!(!options.may_listen("localhost", 1) && !options.may_connect("localhost", 1));
+            prop_assert!(!options.may_listen_on_sockets() && !options.may_connect_to_sockets());
+        }
+    }
 
     #[test]
     fn quotes_hold_blanks_commas_and_escaped_quotes() {

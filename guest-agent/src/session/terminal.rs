@@ -204,3 +204,30 @@ fn output_mode(mode: Pty) -> Option<OutputModes> {
         _ => return None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn the_kernel_takes_whatever_modes_and_size_a_client_sends(
+            modes in prop::collection::vec((any::<u8>(), any::<u32>()), 0..130),
+            sizes in any::<[u32; 4]>(),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let _context = runtime.enter();
+            let modes: Vec<_> = modes
+                .into_iter()
+                .filter_map(|(code, value)| Some((Pty::from_u8(code)?, value)))
+                .collect();
+            let [columns, rows, width, height] = sizes;
+            let size = Size { columns, rows, width, height };
+            let terminal = Terminal::open(&User::by_name("root").unwrap(), "vt100", size, &modes).unwrap();
+            let shown = rustix::termios::tcgetwinsize(terminal.slave()).unwrap();
+            prop_assert_eq!(u32::from(shown.ws_row), rows.min(u16::MAX.into()));
+        }
+    }
+}
