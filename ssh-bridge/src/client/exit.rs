@@ -1,5 +1,7 @@
 //! How a remote program ended.
 
+use std::fmt;
+
 /// What the guest said about the end of a program. Nothing here is ever guessed.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum ExitStatus {
@@ -20,6 +22,17 @@ pub enum ExitStatus {
 
 /// What a shell shows when nothing is known about the end of a program, as of ssh itself when its connection broke.
 const TRANSPORT_FAILED: u8 = 255;
+
+impl fmt::Display for ExitStatus {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(formatter, "status {code}"),
+            // The name is the guest's own word.
+            Self::Signal { name, .. } => write!(formatter, "signal {}", name.escape_default()),
+            Self::Unknown => formatter.write_str("no status"),
+        }
+    }
+}
 
 impl ExitStatus {
     /// The status a local process should exit with to pass this one on: the code as the system masks it, 128 and the

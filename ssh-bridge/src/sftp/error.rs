@@ -95,7 +95,7 @@ pub enum EndCause {
     #[error("the SFTP session was closed")]
     Closed,
     /// The server ended by itself.
-    #[error("the guest's SFTP server ended: {0:?}")]
+    #[error("the guest's SFTP server ended with {0}")]
     Exited(ExitStatus),
     /// What the server sent is no SFTP.
     #[error("the guest's SFTP server does not keep to the protocol: {0}")]

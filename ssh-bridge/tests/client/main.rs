@@ -1,5 +1,6 @@
 //! The SSH client against a server in the same process.
 
+mod hostile_sftp;
 mod server;
 mod terminal;
 

@@ -14,13 +14,18 @@ use tokio::sync::mpsc;
 /// Bytes between client and server.
 const TRANSPORT: usize = 64 * 1024;
 
+/// What an SFTP server says to a packet, both without and with their lengths.
+pub(crate) type Answer = dyn Fn(&[u8]) -> Vec<u8> + Send + Sync;
+
 /// What the server lets the test see.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Observed {
     /// Bytes that the command `flood` got rid of.
     pub(crate) flooded: AtomicUsize,
     /// Data and signals that reached the command `flood`.
     pub(crate) reached: Option<mpsc::UnboundedSender<String>>,
+    /// Answers each packet of an SFTP client. Without it, there is no SFTP.
+    pub(crate) sftp: Option<Box<Answer>>,
 }
 
 /// A server with one connection, and the client's way in.
@@ -152,8 +157,33 @@ impl Handler for Script {
     }
 
     async fn subsystem_request(&mut self, id: ChannelId, _: &str, session: &mut Session) -> Result<(), Self::Error> {
-        session.channel_failure(id)
+        if self.observed.sftp.is_none() {
+            return session.channel_failure(id);
+        }
+        session.channel_success(id)?;
+        let channel = self
+            .channel
+            .take()
+            .expect("a subsystem comes on a channel that was opened");
+        tokio::spawn(serve_sftp(channel, Arc::clone(&self.observed)));
+        Ok(())
     }
+}
+
+/// Hands each packet to the script, without its length.
+async fn serve_sftp(mut channel: Channel<Msg>, observed: Arc<Observed>) {
+    let answer = observed.sftp.as_ref().expect("it is only called with one");
+    let mut writer = channel.make_writer();
+    let mut reader = channel.make_reader();
+    while let Ok(length) = reader.read_u32().await {
+        let mut packet = vec![0; length.try_into().unwrap()];
+        reader.read_exact(&mut packet).await.unwrap();
+        // The client may have given up already.
+        let _ = writer.write_all(&answer(&packet)).await;
+    }
+    drop(reader);
+    let _ = channel.exit_status(0).await;
+    let _ = channel.close().await;
 }
 
 async fn play(mut channel: Channel<Msg>, handle: Handle, command: &str, observed: &Observed, terminal: String) {

@@ -1,7 +1,8 @@
 //! From this machine to a guest.
 
 use std::ffi::OsString;
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File, Metadata, ReadDir};
+use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -17,6 +18,9 @@ use crate::sftp::{FileAttributes, OpenOptions, StatusCode};
 
 /// Bytes read at once.
 const CHUNK: usize = 1024 * 1024;
+
+/// Names read at once.
+const NAMES: usize = 1000;
 
 /// What the owner of a directory needs to fill it.
 const OWNER: u32 = 0o700;
@@ -42,22 +46,37 @@ fn directory(
 ) -> Pin<Box<dyn Future<Output = Result<(), TreeError>> + Send>> {
     Box::pin(async move {
         let path = local.clone();
-        let names = blocking(move || names(&path).map_err(TreeError::local("list", &path))).await?;
+        let mut listing = blocking(move || fs::read_dir(&path).map_err(TreeError::local("list", &path))).await?;
         let lent = make_directory(&copy, &remote, found.mode()).await?;
         let mut files = JoinSet::new();
-        for name in names {
-            let (from, to) = (local.join(&name), remote.join(&name));
-            let result = entry(&copy, from, to, &mut files).await;
-            copy.note(result)?;
-            copy.collect(&mut files, false).await?;
+        loop {
+            let names;
+            (listing, names) = next_names(listing, local.clone()).await?;
+            if names.is_empty() {
+                break;
+            }
+            for name in names {
+                let (from, to) = (local.join(&name), remote.join(&name));
+                let result = entry(&copy, from, to, &mut files).await;
+                copy.note(result)?;
+                copy.collect(&mut files, false).await?;
+            }
         }
         copy.collect(&mut files, true).await?;
         finish_directory(&copy, &remote, &found, lent).await
     })
 }
 
-fn names(directory: &Path) -> std::io::Result<Vec<OsString>> {
-    fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect()
+/// The next names of a directory of any size; none at its end.
+async fn next_names(mut listing: ReadDir, path: PathBuf) -> Result<(ReadDir, Vec<OsString>), TreeError> {
+    blocking(move || {
+        let names = listing.by_ref().take(NAMES).map(|entry| Ok(entry?.file_name()));
+        let names = names
+            .collect::<io::Result<_>>()
+            .map_err(TreeError::local("list", &path))?;
+        Ok((listing, names))
+    })
+    .await
 }
 
 /// Makes the directory, or takes the one that is there. Returns the bits that its owner has only while it is filled.
