@@ -49,6 +49,9 @@ pub enum LineError {
     /// No key, or not in the OpenSSH format.
     #[error("it holds no public key in OpenSSH format")]
     Key(#[source] russh::keys::ssh_key::Error),
+    /// A FIDO key whose attestation would have to be seen.
+    #[error("what a FIDO key attests cannot be checked: give it the option no-touch-required")]
+    Attestation,
     /// A key that cannot be checked as sshd would.
     #[error("keys of type {0} are not supported")]
     Unsupported(String),
@@ -89,7 +92,8 @@ impl AuthorizedKeys {
         let mut entries = self.matching(certificate.signature_key(), now);
         entries.find_map(|options| {
             let permitted = certificate::permits(certificate, &options.principals(user), now)?;
-            options.is_authority().then(|| options.narrowed(permitted))?
+            let narrowed = options.is_authority().then(|| options.narrowed(permitted))??;
+            narrowed.fit(&certificate.public_key().algorithm()).then_some(narrowed)
         })
     }
 
@@ -120,9 +124,20 @@ fn parse_line(line: &[u8]) -> Result<Entry, LineError> {
         (Options::parse(options)?, key)
     };
     let key = PublicKey::from_openssh(key).map_err(LineError::Key)?;
-    match key.algorithm() {
-        Algorithm::Ed25519 | Algorithm::Ecdsa { .. } | Algorithm::Rsa { .. } => {}
-        other => return Err(LineError::Unsupported(other.to_string())),
+    let algorithm = key.algorithm();
+    let known = matches!(
+        algorithm,
+        Algorithm::Ed25519
+            | Algorithm::Ecdsa { .. }
+            | Algorithm::Rsa { .. }
+            | Algorithm::SkEd25519
+            | Algorithm::SkEcdsaSha2NistP256
+    );
+    if !known {
+        return Err(LineError::Unsupported(algorithm.to_string()));
+    }
+    if !options.fit(&algorithm) {
+        return Err(LineError::Attestation);
     }
     Ok(Entry {
         key: key.key_data().clone(),
@@ -206,10 +221,17 @@ mod tests {
     }
 
     #[test]
-    fn a_fido_key_is_refused_while_its_touch_cannot_be_checked() {
-        let line = "sk-ssh-ed25519@openssh.com AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29tAAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJAAAABHNzaDo=";
-        let keys = AuthorizedKeys::parse(line.as_bytes());
-        assert!(matches!(keys.refused()[0].reason, LineError::Unsupported(_)));
+    fn a_fido_key_is_admitted_only_where_it_need_attest_nothing() {
+        const FIDO: &str = "sk-ssh-ed25519@openssh.com AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29tAAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJAAAABHNzaDo=";
+        let key = PublicKey::from_openssh(FIDO).unwrap();
+        for (options, admitted) in [
+            ("", false),
+            ("no-touch-required ", true),
+            ("no-touch-required,verify-required ", false),
+        ] {
+            let keys = AuthorizedKeys::parse(format!("{options}{FIDO}").as_bytes());
+            assert_eq!(keys.find(&key, now()).is_some(), admitted, "{options}");
+        }
     }
 
     proptest! {

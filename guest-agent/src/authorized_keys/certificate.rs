@@ -28,7 +28,7 @@ pub(super) fn permits(certificate: &Certificate, principals: &[&str], now: Syste
         return None;
     }
     let extension = |name: &str| certificate.extensions().contains_key(name);
-    let mut options = Options::default();
+    let mut options = Options::default().without_touch(extension("no-touch-required"));
     options.command = certificate.critical_options().get(FORCE_COMMAND).cloned();
     options.pty = extension("permit-pty");
     options.port_forwarding = extension("permit-port-forwarding");

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use russh::keys::Algorithm;
+
 use super::permit::Permit;
 
 /// What a key may do beyond logging in.
@@ -21,6 +23,10 @@ pub struct Options {
     permit_open: Vec<Permit>,
     /// Where `-R` may listen; empty: anywhere.
     permit_listen: Vec<Permit>,
+    /// A FIDO key must attest that it was touched.
+    touch: bool,
+    /// A FIDO key must attest that it knows its user.
+    verification: bool,
     /// The key signs certificates, and does not log in itself.
     authority: bool,
     /// For whom an authority's certificates are taken; without, for the user of that name.
@@ -63,6 +69,8 @@ impl Default for Options {
             agent_forwarding: true,
             permit_open: Vec::new(),
             permit_listen: Vec::new(),
+            touch: true,
+            verification: false,
             authority: false,
             principals: None,
             expires: None,
@@ -89,6 +97,19 @@ impl Options {
         }
     }
 
+    /// Whether a key of this algorithm may have these options: what a FIDO key attests is not seen here, so it is admitted
+    /// only where it need attest nothing.
+    pub(super) fn fit(&self, algorithm: &Algorithm) -> bool {
+        let is_fido = matches!(algorithm, Algorithm::SkEd25519 | Algorithm::SkEcdsaSha2NistP256);
+        !is_fido || !self.touch && !self.verification
+    }
+
+    /// Takes the touch from a certificate's key, as far as its authority does too.
+    pub(super) fn without_touch(mut self, untouched: bool) -> Self {
+        self.touch = !untouched;
+        self
+    }
+
     /// Whether the key is one that signs certificates.
     pub(super) fn is_authority(&self) -> bool {
         self.authority
@@ -113,6 +134,7 @@ impl Options {
             pty: self.pty && certificate.pty,
             port_forwarding: self.port_forwarding && certificate.port_forwarding,
             agent_forwarding: self.agent_forwarding && certificate.agent_forwarding,
+            touch: self.touch || certificate.touch,
             ..self.clone()
         })
     }
@@ -159,8 +181,8 @@ impl Options {
             ("no-agent-forwarding", None) => self.agent_forwarding = false,
             // There is no X11 or tunnel forwarding and no ~/.ssh/rc to permit or forbid.
             ("x11-forwarding" | "no-x11-forwarding" | "user-rc" | "no-user-rc", None) | ("tunnel", Some(_)) => {}
-            // These are about FIDO keys, which are not admitted.
-            ("no-touch-required" | "verify-required", None) => {}
+            ("no-touch-required", None) => self.touch = false,
+            ("verify-required", None) => self.verification = true,
             ("cert-authority", None) => self.authority = true,
             ("principals", Some(value)) if self.principals.is_none() => {
                 self.principals = Some(value.split(',').map(str::to_owned).collect());

@@ -197,24 +197,29 @@ impl Raw {
     /// A connection that is logged in with the server's key.
     pub(crate) fn log_in(server: &Server) -> Self {
         let mut raw = Self::connect(server, &[]);
-        raw.exchange_keys();
-        raw.send(&Message::new(SERVICE_REQUEST).string("ssh-userauth"));
-        raw.expect(SERVICE_REQUEST + 1);
         let key = PrivateKey::read_openssh_file(server.path("user")).unwrap();
-        let public = key.public_key().to_bytes().unwrap();
+        let sign = |data: &[u8]| Message(Vec::new()).string(key.try_sign(data).unwrap().as_bytes()).0;
+        assert!(raw.authenticate("ssh-ed25519", &key.public_key().to_bytes().unwrap(), sign));
+        raw
+    }
+
+    /// Exchanges keys and tries to log in. `sign` returns a signature without its algorithm.
+    pub(crate) fn authenticate(&mut self, algorithm: &str, public: &[u8], sign: impl Fn(&[u8]) -> Vec<u8>) -> bool {
+        self.exchange_keys();
+        self.send(&Message::new(SERVICE_REQUEST).string("ssh-userauth"));
+        self.expect(SERVICE_REQUEST + 1);
         let request = Message::new(USERAUTH_REQUEST)
             .string(own_user())
             .string("ssh-connection")
             .string("publickey")
             .byte(1)
-            .string("ssh-ed25519")
+            .string(algorithm)
             .string(public);
-        let signed = Message(Vec::new()).string(&raw.session).0;
-        let signature = key.try_sign(&[signed, request.0.clone()].concat()).unwrap();
-        let signature = Message(Vec::new()).string("ssh-ed25519").string(signature.as_bytes()).0;
-        raw.send(&request.string(signature));
-        raw.expect(USERAUTH_SUCCESS);
-        raw
+        let signed = Message(Vec::new()).string(&self.session).0;
+        let signature = sign(&[signed, request.0.clone()].concat());
+        let signature = [Message(Vec::new()).string(algorithm).0, signature].concat();
+        self.send(&request.string(signature));
+        self.receive().is_some_and(|answer| answer[0] == USERAUTH_SUCCESS)
     }
 
     /// Sends bytes as they are. A server that is gone takes nothing, which what it sent will tell.
