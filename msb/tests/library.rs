@@ -3,10 +3,11 @@
 mod guest;
 
 use std::fs;
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::process::Command;
 
-use guest::{Guest, own_user};
+use guest::{Guest, built, own_user};
 use msb::ssh::sftp::SftpError;
 use msb::ssh::{
     ExitStatus, Program, Session, SessionEvent, SpawnOptions, SshClientOptions, SshError, SshExecOptions,
@@ -211,14 +212,47 @@ fn standard_streams_of_the_bridge_carry_a_stock_client() {
     let config = guest.path("config");
     let block = guest.msb().arg("ssh-config").output().unwrap().stdout;
     fs::write(&config, block).unwrap();
-    let (reader, writer) = std::io::pipe().unwrap();
-    drop(writer);
     let output = Command::new("ssh")
         .arg("-F")
         .arg(&config)
         .args(["-l", &own_user(), "box.msb", "echo bridged"])
-        .stdin(OwnedFd::from(reader))
+        .stdin(input(""))
         .output()
         .unwrap();
     assert_eq!(output.stdout, b"bridged\n", "{output:?}");
+}
+
+#[test]
+fn an_endpoint_on_standard_streams_carries_a_stock_client_again_and_again() {
+    let guest = Guest::new();
+    let endpoint = built(&["--package", "msb", "--example", "endpoint"]);
+    let known_hosts = guest.path("home/known_hosts");
+    for round in ["one", "two"] {
+        let output = Command::new("ssh")
+            .args(["-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes"])
+            .arg("-o")
+            .arg(format!("ProxyCommand={} box", endpoint.display()))
+            .arg("-o")
+            .arg(format!("UserKnownHostsFile={}", known_hosts.display()))
+            .arg("-i")
+            .arg(guest.path("home/client_key"))
+            .args(["-l", &own_user(), "box.msb", "cat; exit 3"])
+            .env("MSB_HOME", guest.path("home"))
+            .env("MSB_RUNTIME_DIR", guest.path("run"))
+            .stdin(input(round))
+            .output()
+            .unwrap();
+        assert_eq!(
+            (output.status.code(), &output.stdout[..]),
+            (Some(3), round.as_bytes()),
+            "{output:?}"
+        );
+    }
+}
+
+/// A few bytes to read, and then the end.
+fn input(text: &str) -> OwnedFd {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    writer.write_all(text.as_bytes()).unwrap();
+    reader.into()
 }

@@ -126,32 +126,36 @@ fn connect(stream: &mut UnixStream) {
     stream.write_all(b"OK 1073741824\n").unwrap();
 }
 
-/// The agent, built from this checkout by the cargo that runs the test.
+/// The agent of this checkout.
 fn agent() -> &'static Path {
     static AGENT: OnceLock<PathBuf> = OnceLock::new();
-    AGENT.get_or_init(|| {
-        let mut cargo = Command::new(env!("CARGO"));
-        // What cargo says of the test's own package would have build scripts run again.
-        for (name, _) in std::env::vars_os() {
-            let name = name.to_string_lossy();
-            if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
-                cargo.env_remove(&*name);
-            }
+    AGENT.get_or_init(|| built(&["--package", "msb-agent"]))
+}
+
+/// A program of this checkout, built by the cargo that runs the test.
+pub(crate) fn built(which: &[&str]) -> PathBuf {
+    let mut cargo = Command::new(env!("CARGO"));
+    // What cargo says of the test's own package would have build scripts run again.
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(&*name);
         }
-        let built = cargo
-            .args(["build", "--locked", "--package", "msb-agent", "--message-format=json"])
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .stderr(Stdio::inherit())
-            .output()
-            .unwrap();
-        assert!(built.status.success(), "the agent cannot be built");
-        let messages = String::from_utf8(built.stdout).unwrap();
-        let messages = messages
-            .lines()
-            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-        messages
-            .filter_map(|message| Some(message["executable"].as_str()?.into()))
-            .next_back()
-            .expect("a build names its executable")
-    })
+    }
+    let output = cargo
+        .args(["build", "--locked", "--message-format=json"])
+        .args(which)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .stderr(Stdio::inherit())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{which:?} cannot be built");
+    let messages = String::from_utf8(output.stdout).unwrap();
+    let messages = messages
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    messages
+        .filter_map(|message| Some(message["executable"].as_str()?.into()))
+        .next_back()
+        .expect("a build names its executable")
 }
