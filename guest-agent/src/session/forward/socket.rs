@@ -98,3 +98,62 @@ fn identity_of(path: &Path) -> io::Result<(u64, u64)> {
     let metadata = std::fs::symlink_metadata(path)?;
     Ok((metadata.dev(), metadata.ino()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// Somebody without rights, and a directory that is writable for all.
+    fn nobody() -> (User, tempfile::TempDir) {
+        let user = User {
+            uid: 65_534,
+            gid: 65_534,
+            groups: vec![65_534],
+            ..User::by_name("root").unwrap()
+        };
+        let place = tempfile::tempdir().unwrap();
+        fs::set_permissions(place.path(), fs::Permissions::from_mode(0o1777)).unwrap();
+        (user, place)
+    }
+
+    fn owner_and_mode(path: &Path) -> (u32, u32) {
+        let metadata = fs::symlink_metadata(path).unwrap();
+        (metadata.uid(), metadata.mode() & 0o7777)
+    }
+
+    #[tokio::test]
+    async fn a_socket_and_its_directory_are_the_users_and_go_with_it() {
+        let (user, place) = nobody();
+        let directory = place.path().join("private");
+        let (file, _listener) = SocketFile::listen_in(&user, directory.clone(), "agent").await.unwrap();
+        let own = rustix::process::geteuid();
+        let owner = if own.is_root() { user.uid } else { own.as_raw() };
+        assert_eq!(owner_and_mode(file.path()), (owner, 0o600));
+        assert_eq!(owner_and_mode(&directory), (owner, 0o700));
+        drop(file);
+        assert!(!directory.exists());
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_is_there_already_is_not_taken() {
+        let (user, place) = nobody();
+        let directory = place.path().join("planted");
+        fs::create_dir(&directory).unwrap();
+        assert!(SocketFile::listen_in(&user, directory.clone(), "agent").await.is_err());
+        assert!(directory.exists());
+    }
+
+    #[tokio::test]
+    async fn removing_a_socket_takes_the_users_rights_and_not_roots() {
+        let (user, place) = nobody();
+        let (file, _listener) = SocketFile::listen(&user, place.path().join("socket")).await.unwrap();
+        // As if the user had led the path to where only root may remove.
+        let kept = file.path().to_path_buf();
+        fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        drop(file);
+        assert_eq!(kept.exists(), rustix::process::geteuid().is_root());
+    }
+}
