@@ -4,13 +4,11 @@ mod guest;
 
 use std::fs;
 use std::io::Read;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use guest::{Guest, own_user};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use guest::{Guest, own_user, terminal};
 
 /// `msb cp` with these arguments, in the guest's directory.
 fn cp(guest: &Guest, arguments: &[&str]) -> Command {
@@ -184,17 +182,6 @@ fn what_is_left_out_of_a_tree_is_named_and_the_status_tells() {
         &["tree/socket", "neither a file", "1 entry was not copied"],
     );
     assert!(guest.path("there/deep/er/file").exists());
-}
-
-/// Both ends of a pseudo-terminal.
-fn terminal() -> (fs::File, OwnedFd) {
-    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-    grantpt(&master).unwrap();
-    unlockpt(&master).unwrap();
-    let name = ptsname(&master, Vec::new()).unwrap();
-    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY;
-    let slave = rustix::fs::open(&name, flags, rustix::fs::Mode::empty()).unwrap();
-    (master.into(), slave)
 }
 
 /// What a copy shows on a terminal.

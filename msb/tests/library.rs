@@ -3,15 +3,15 @@
 mod guest;
 
 use std::fs;
-use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 
-use guest::{Guest, built, own_user};
+use guest::{Guest, built, own_user, terminal};
 use msb::ssh::sftp::SftpError;
 use msb::ssh::{
-    ExitStatus, Program, Session, SessionEvent, SpawnOptions, SshClientOptions, SshError, SshExecOptions,
-    SshServerOptions,
+    AttachEnd, ExitStatus, Program, Session, SessionEvent, SpawnOptions, SshAttachOptions, SshClientOptions, SshError,
+    SshExecOptions, SshServerOptions, Stdio,
 };
 use msb_ssh::client::{ClientConfig, SshClient};
 use msb_ssh::keys::{KeyPair, load_public};
@@ -87,6 +87,37 @@ async fn a_stream_of_a_command_can_be_talked_to_and_given_up() {
     let wait = format!("until test -e {}; do :; done; echo gone", gone.display());
     let output = client.exec(wait, SshExecOptions::default()).await.unwrap();
     assert_eq!(output.stdout, b"gone\n");
+}
+
+/// Attaches a terminal to a shell, and types `text` once the shell has shown something.
+async fn attach(options: SshAttachOptions, text: &'static [u8]) -> AttachEnd {
+    let guest = Guest::new();
+    let client = guest.sandbox.ssh().open_client(guest.options()).await.unwrap();
+    let (mut master, slave) = terminal();
+    let stdio = Stdio::new(slave.as_fd(), slave.as_fd(), slave.as_fd()).unwrap();
+    let user = tokio::task::spawn_blocking(move || {
+        master.read_exact(&mut [0]).unwrap();
+        master.write_all(text).unwrap();
+        // What is shown must be taken, or its writer waits.
+        let _ = std::io::copy(&mut master, &mut std::io::sink());
+    });
+    let end = client.attach_program(&Program::Shell, options, &stdio).await.unwrap();
+    drop((stdio, slave));
+    user.await.unwrap();
+    end
+}
+
+#[tokio::test]
+async fn an_attached_shell_ends_with_its_status_or_is_left_by_keys() {
+    let end = attach(SshAttachOptions::default(), b"exit 4\n").await;
+    assert_eq!(end, AttachEnd::Exited(ExitStatus::Code(4)));
+    assert_eq!(end.shell_code(), Some(4));
+    let options = SshAttachOptions {
+        detach_keys: Some("ctrl-p,ctrl-q".parse().unwrap()),
+        ..SshAttachOptions::default()
+    };
+    let end = attach(options, b"\x10\x11").await;
+    assert_eq!((end.shell_code(), end), (None, AttachEnd::Detached));
 }
 
 #[tokio::test]
@@ -165,6 +196,12 @@ async fn an_endpoint_does_not_pretend_to_be_what_the_guest_is_not() {
             "{error}"
         );
     }
+    fs::write(guest.path("text"), "no key").unwrap();
+    let options = SshServerOptions {
+        host_key_path: Some(guest.path("text")),
+        ..base()
+    };
+    assert!(matches!(prepare(options).await.unwrap_err(), SshError::NoKey(_)));
     let dir = guest.sandbox.dir();
     for path in [dir.host_key(), dir.host_key_pub()] {
         let options = SshServerOptions {

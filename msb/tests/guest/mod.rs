@@ -2,6 +2,7 @@
 //! of this machine for each connection.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -17,6 +18,7 @@ use msb::store::layout::Layout;
 use msb::store::lock::RunLock;
 use msb::timings::Timings;
 use msb::{Sandbox, SandboxSpec, Store};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 /// A sandbox named `box`, with a store and a directory of its own.
 pub(crate) struct Guest {
@@ -89,6 +91,17 @@ impl Guest {
 pub(crate) fn own_user() -> String {
     let output = Command::new("id").arg("-un").output().unwrap();
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// Both ends of a pseudo-terminal.
+pub(crate) fn terminal() -> (File, OwnedFd) {
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let name = ptsname(&master, Vec::new()).unwrap();
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY;
+    let slave = rustix::fs::open(&name, flags, rustix::fs::Mode::empty()).unwrap();
+    (master.into(), slave)
 }
 
 /// Answers as a VMM's socket does. Ends with the process of the test.

@@ -24,6 +24,17 @@ pub enum AttachEnd {
     Detached,
 }
 
+impl AttachEnd {
+    /// The status a local process should exit with to pass the program's on: [`ExitStatus::shell_code`]. None when it
+    /// was left.
+    pub fn shell_code(&self) -> Option<u8> {
+        match self {
+            Self::Exited(status) => Some(status.shell_code()),
+            Self::Detached => None,
+        }
+    }
+}
+
 /// Copies between a session and local streams until it ends. Its input ends where the local one does.
 pub(super) async fn copy(session: Session, stdio: &Stdio) -> Result<ExitStatus, ClientError> {
     let Session { stdin, mut events, .. } = session;

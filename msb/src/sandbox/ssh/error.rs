@@ -65,6 +65,9 @@ pub enum SshError {
         /// What does what was meant.
         instead: &'static str,
     },
+    /// A file that should hold a host key does not.
+    #[error("{} is no key in OpenSSH's format", .0.display())]
+    NoKey(PathBuf),
     /// The endpoint is closed.
     #[error("the endpoint was closed")]
     Closed,

@@ -3,11 +3,11 @@
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use msb_ssh::keys::{self, KeyPair};
+use msb_ssh::keys::{self, KeyError, KeyPair};
 use msb_ssh::serve;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
@@ -157,10 +157,13 @@ fn ended(result: io::Result<()>) -> Result<(), SshError> {
 }
 
 /// Whether clients will see the key in the file at `path`.
-fn check_host_key(access: &SshAccess, path: &std::path::Path) -> Result<(), SshError> {
+fn check_host_key(access: &SshAccess, path: &Path) -> Result<(), SshError> {
     let asked = match KeyPair::load(path) {
         Ok(pair) => pair.public_key().clone(),
-        Err(not_private) => keys::load_public(path).map_err(|_| not_private)?,
+        Err(not_private) => keys::load_public(path).map_err(|_| match not_private {
+            KeyError::Malformed { path, .. } => SshError::NoKey(path),
+            other => other.into(),
+        })?,
     };
     if asked.key_data() == access.sandbox.host_key()?.key_data() {
         return Ok(());
