@@ -116,14 +116,16 @@ impl AuthorizedKeys {
 }
 
 fn parse_line(line: &[u8]) -> Result<Entry, LineError> {
-    let line = std::str::from_utf8(line).map_err(|_| LineError::NotText)?;
+    let line = words_of(line)?;
     let (options, key) = if starts_with_key_type(line) {
         (Options::default(), line)
     } else {
         let (options, key) = options::split(line)?;
         (Options::parse(options)?, key)
     };
-    let key = PublicKey::from_openssh(key).map_err(LineError::Key)?;
+    // Any blanks may separate the fields, and the comment is nobody's business.
+    let fields: Vec<&str> = key.split_ascii_whitespace().take(2).collect();
+    let key = PublicKey::from_openssh(&fields.join(" ")).map_err(LineError::Key)?;
     let algorithm = key.algorithm();
     let known = matches!(
         algorithm,
@@ -142,6 +144,19 @@ fn parse_line(line: &[u8]) -> Result<Entry, LineError> {
     Ok(Entry {
         key: key.key_data().clone(),
         options,
+    })
+}
+
+/// The whole words of a line before anything that is not UTF-8, which only a comment may hold: a key or an option that is
+/// cut off does not parse.
+fn words_of(line: &[u8]) -> Result<&str, LineError> {
+    std::str::from_utf8(line).or_else(|error| {
+        let valid = &line[..error.valid_up_to()];
+        let end = valid
+            .iter()
+            .rposition(u8::is_ascii_whitespace)
+            .ok_or(LineError::NotText)?;
+        std::str::from_utf8(&valid[..end]).map_err(|_| LineError::NotText)
     })
 }
 
@@ -191,6 +206,18 @@ mod tests {
         ] {
             assert!(!admits(&format!("{options} {ED25519}")), "{options} was widened");
         }
+    }
+
+    #[test]
+    fn blanks_and_comments_may_be_any() {
+        let (kind, key) = ED25519.split_once(' ').unwrap();
+        assert!(admits(&format!("{kind}\t  {key}   me  and my laptop")));
+        assert!(admits(&format!("no-pty   {kind}  {key}\r")));
+        let parsed = PublicKey::from_openssh(ED25519).unwrap();
+        let admits = |line: &[u8]| AuthorizedKeys::parse(line).find(&parsed, now()).is_some();
+        assert!(admits(&[ED25519.as_bytes(), b" caf\xe9 \xff"].concat()));
+        assert!(!admits(&[ED25519.as_bytes(), b"\xff comment"].concat()));
+        assert!(!admits(&[b"command=\"caf\xe9\" ", ED25519.as_bytes()].concat()));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use support::raw::{
     CHANNEL_FAILURE, CHANNEL_SUCCESS, CLOSE, DATA, EOF, EXTENDED_DATA, GLOBAL_REQUEST, Message, OPEN,
     OPEN_CONFIRMATION, OPEN_FAILURE, REQUEST, REQUEST_FAILURE, REQUEST_SUCCESS, Raw, WINDOW_ADJUST,
 };
-use support::{Server, stdout};
+use support::{Server, pattern, stdout};
 
 const MIB: usize = 1 << 20;
 
@@ -335,6 +335,64 @@ fn a_forward_that_the_client_never_answers_ends_with_its_connection() {
     let mut nothing = Vec::new();
     let _ = std::io::Read::read_to_end(&mut waiting, &mut nothing);
     assert!(nothing.is_empty());
+}
+
+#[test]
+fn a_client_that_closes_a_forward_at_once_is_still_heard() {
+    let server = Server::new();
+    let mut raw = Raw::log_in(&server);
+    raw.send(
+        &Message::new(GLOBAL_REQUEST)
+            .string("tcpip-forward")
+            .byte(1)
+            .string("localhost")
+            .u32(0),
+    );
+    let port = raw.expect(REQUEST_SUCCESS);
+    let port = u16::try_from(u32::from_be_bytes(port[1..5].try_into().unwrap())).unwrap();
+    let data = pattern(200_000);
+    for _ in 0..20 {
+        let mut connection = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let opened = raw.expect(OPEN);
+        let name = usize::try_from(u32::from_be_bytes(opened[1..5].try_into().unwrap())).unwrap();
+        let id = u32::from_be_bytes(opened[5 + name..9 + name].try_into().unwrap());
+        // In one piece, so that the server reads all of it before it can do anything about it.
+        let mut messages = vec![Message::new(OPEN_CONFIRMATION).u32(id).u32(1).u32(1 << 20).u32(1 << 15)];
+        messages.extend(
+            data.chunks(20_000)
+                .map(|chunk| Message::new(DATA).u32(id).string(chunk)),
+        );
+        messages.extend([Message::new(EOF).u32(id), Message::new(CLOSE).u32(id)]);
+        raw.send_all(&messages);
+        let mut received = Vec::new();
+        std::io::Read::read_to_end(&mut connection, &mut received).unwrap();
+        assert!(received == data, "{} bytes", received.len());
+    }
+    assert_serves(&mut raw);
+    assert_no_panic(&raw.finish().1);
+}
+
+#[test]
+fn a_target_that_does_not_answer_delays_no_other_channel() {
+    let server = Server::new();
+    let path = server.path("full");
+    let (socket, stream) = (rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM);
+    let full = rustix::net::socket(socket, stream, None).unwrap();
+    rustix::net::bind(&full, &rustix::net::SocketAddrUnix::new(&path).unwrap()).unwrap();
+    rustix::net::listen(&full, 0).unwrap();
+    let _only = std::os::unix::net::UnixStream::connect(&path).unwrap();
+
+    let mut raw = Raw::log_in(&server);
+    for id in 0..10 {
+        let open = Message::new(OPEN)
+            .string("direct-streamlocal@openssh.com")
+            .u32(id)
+            .u32(1 << 20)
+            .u32(1 << 15);
+        raw.send(&open.string(path.to_str().unwrap()).string("").u32(0));
+    }
+    assert_serves(&mut raw);
+    assert_no_panic(&raw.finish().1);
 }
 
 #[test]

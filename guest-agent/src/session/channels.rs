@@ -55,11 +55,20 @@ pub(super) struct Channels {
 struct Table {
     open: HashMap<ChannelId, (Open, Slot)>,
     /// Opened from here and confirmed by the client, whose data may come before the task that opened them runs.
-    confirmed: HashMap<ChannelId, Arc<Input>>,
+    confirmed: HashMap<ChannelId, Confirmed>,
     /// How many are being opened from here.
     expected: usize,
     /// How many were closed from here first.
     left: usize,
+}
+
+/// A channel that was opened from here and waits for the task that opened it.
+#[derive(Debug)]
+pub(super) struct Confirmed {
+    /// What the client sent meanwhile.
+    pub(super) input: Arc<Input>,
+    /// Whether it closed the channel, too.
+    pub(super) closed: bool,
 }
 
 impl Channels {
@@ -105,7 +114,10 @@ impl Channels {
     /// Removes a channel that the client closed, or that never opened.
     pub(super) fn remove(&self, id: ChannelId) {
         let mut table = self.table();
-        let removed = (table.open.remove(&id), table.confirmed.remove(&id));
+        let removed = table.open.remove(&id);
+        if let Some(confirmed) = table.confirmed.get_mut(&id) {
+            confirmed.closed = true;
+        }
         drop(table);
         drop(removed);
     }
@@ -134,7 +146,8 @@ impl Channels {
     pub(super) fn input(&self, id: ChannelId) -> Option<Arc<Input>> {
         let table = self.table();
         let open = table.open.get(&id).map(|(open, _)| open.input());
-        open.or_else(|| table.confirmed.get(&id)).cloned()
+        let confirmed = || table.confirmed.get(&id).map(|confirmed| &confirmed.input);
+        open.or_else(confirmed).cloned()
     }
 
     /// Runs `opening`, which opens a channel from here.
@@ -149,13 +162,15 @@ impl Channels {
     pub(super) fn confirm(&self, id: ChannelId, budget: &Arc<Budget>) {
         let mut table = self.table();
         if !table.open.contains_key(&id) && table.confirmed.len() < table.expected {
-            let input = || Arc::new(Input::new(Arc::clone(budget)));
-            table.confirmed.entry(id).or_insert_with(input);
+            table.confirmed.entry(id).or_insert_with(|| Confirmed {
+                input: Arc::new(Input::new(Arc::clone(budget))),
+                closed: false,
+            });
         }
     }
 
-    /// The input of a confirmed channel, unless the client closed it since.
-    pub(super) fn claim(&self, id: ChannelId) -> Option<Arc<Input>> {
+    /// Takes a confirmed channel.
+    pub(super) fn claim(&self, id: ChannelId) -> Option<Confirmed> {
         self.table().confirmed.remove(&id)
     }
 

@@ -233,6 +233,12 @@ impl Raw {
         self.write(&packet);
     }
 
+    /// Sends messages in one piece.
+    pub(crate) fn send_all(&mut self, messages: &[Message]) {
+        let packets: Vec<Vec<u8>> = messages.iter().map(|message| self.sealing.seal(&message.0)).collect();
+        self.write(&packets.concat());
+    }
+
     /// The next message, or nothing when the server ended the connection.
     pub(crate) fn receive(&mut self) -> Option<Vec<u8>> {
         self.opening.open(&mut self.output).ok()

@@ -101,12 +101,16 @@ impl Carrier {
         let id = channel.id();
         let (_, writer) = channel.split();
         let outlet = Outlet::new(writer, self.handle.clone(), Arc::clone(&self.budget));
-        let (Some(input), Ok(stream)) = (self.channels.claim(id), FdStream::new(stream)) else {
+        let (Some(confirmed), Ok(stream)) = (self.channels.claim(id), FdStream::new(stream)) else {
             return outlet.close().await;
         };
-        let forward = Forward::new(outlet, input);
+        let forward = Forward::new(outlet, confirmed.input);
         let running = forward.run(stream);
-        self.channels.insert(id, Open::Forward(forward), slot);
+        if confirmed.closed {
+            drop(forward);
+        } else {
+            self.channels.insert(id, Open::Forward(forward), slot);
+        }
         running.await;
         self.channels.finish(id);
     }
