@@ -36,6 +36,7 @@ pub mod assets;
 pub mod cli;
 pub mod doctor;
 pub mod identity;
+pub mod jail;
 pub mod quote;
 mod report;
 pub mod sandbox;

@@ -5,6 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::process::Pid;
+
 use crate::commands::{Finished, finish};
 
 /// The binary under test, its state in a directory that nobody else uses.
@@ -210,15 +212,26 @@ impl Sandbox<'_> {
         serde_json::from_slice(&inspected.stdout).expect("inspect prints JSON")
     }
 
-    /// The VMM process.
+    /// The VMM process, which keeps the sandbox.
     ///
     /// # Panics
     /// When it does not run.
-    pub fn vmm(&self) -> rustix::process::Pid {
-        let pid = self.inspect()["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
-        pid.and_then(rustix::process::Pid::from_raw)
-            .expect("a running sandbox has a VMM process")
+    pub fn vmm(&self) -> Pid {
+        pid_of(&self.inspect()["pid"])
     }
+
+    /// The process of the VM itself, in its jail.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn vm(&self) -> Pid {
+        pid_of(&self.inspect()["vm"]["pid"])
+    }
+}
+
+fn pid_of(value: &serde_json::Value) -> Pid {
+    let pid = value.as_i64().and_then(|pid| i32::try_from(pid).ok());
+    pid.and_then(Pid::from_raw).expect("a running sandbox has this process")
 }
 
 fn entries(directory: &Path) -> Vec<String> {

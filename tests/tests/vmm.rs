@@ -15,7 +15,10 @@ fn a_guest_that_resets_its_cpu_ends_the_vm_and_its_last_words_are_logged() {
     assert!(matches!(running.wait(), VmExit::GuestReset));
     assert_eq!(running.exit_counts().port_writes, 5);
     drop(running);
-    assert_eq!(std::fs::read_to_string(&config.console.path).unwrap(), "bye\n");
+    assert_eq!(
+        std::fs::read_to_string(directory.path().join("reset.log")).unwrap(),
+        "bye\n"
+    );
 }
 
 #[test]

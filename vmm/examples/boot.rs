@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use msb_vmm::{ConsoleLog, Initramfs, Vm, VmConfig, VsockConfig};
+use msb_vmm::{Console, ConsoleLog, Initramfs, Vm, VmConfig, VsockConfig};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
@@ -19,10 +19,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         kernel: PathBuf::from(kernel),
         initramfs: initramfs.split(',').map(|path| Initramfs::File(path.into())).collect(),
         cmdline: arguments.collect::<Vec<_>>().join(" "),
-        console: ConsoleLog {
+        console: Console::Log(ConsoleLog {
             path: console.clone(),
             max_bytes: 1 << 20,
-        },
+        }),
         vsock: vsock.map(|path| VsockConfig::new(3, path)),
         disks: Vec::new(),
     })?;

@@ -1,6 +1,8 @@
 //! What a VM is made of.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::devices::virtio::vsock::VsockConfig;
 
@@ -18,7 +20,7 @@ pub struct VmConfig {
     /// Appended to the kernel command line.
     pub cmdline: String,
     /// Where the guest's serial console goes.
-    pub console: ConsoleLog,
+    pub console: Console,
     /// The vsock device, if the guest shall have one.
     pub vsock: Option<VsockConfig>,
     /// Disks, in the order of `/dev/vda`, `/dev/vdb`, ….
@@ -32,6 +34,15 @@ pub enum Initramfs {
     File(PathBuf),
     /// Given in memory.
     Bytes(Vec<u8>),
+}
+
+/// Where a serial console goes.
+#[derive(Clone, Debug)]
+pub enum Console {
+    /// To a file.
+    Log(ConsoleLog),
+    /// To a descriptor, a line of at most 1024 bytes a write. It should not block: what it does not take is dropped.
+    Stream(Arc<OwnedFd>),
 }
 
 /// A bounded log of what the guest writes to its serial console.

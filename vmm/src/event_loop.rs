@@ -11,6 +11,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::exit::FailureReason;
 use crate::supervisor::Supervisor;
+use crate::thread::{OnThread, ThreadRole};
 
 /// A device as its event loop sees it.
 pub(crate) type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
@@ -74,7 +75,7 @@ impl EventLoop {
     ///
     /// # Errors
     /// When the host refuses a thread.
-    pub(crate) fn spawn(self, supervisor: Arc<Supervisor>) -> io::Result<EventLoopThread> {
+    pub(crate) fn spawn(self, supervisor: Arc<Supervisor>, on_thread: OnThread) -> io::Result<EventLoopThread> {
         let Self {
             name,
             mut manager,
@@ -83,6 +84,9 @@ impl EventLoop {
         let asked = Arc::clone(&stop);
         let thread = std::thread::Builder::new().name(name.clone()).spawn(move || {
             let _alarm = supervisor.watch_thread(name.clone());
+            if let Err(error) = on_thread(ThreadRole::Device) {
+                return supervisor.failed(FailureReason::Thread(format!("{name} ({error})")), None, None);
+            }
             while !asked.asked.load(Ordering::Acquire) {
                 if let Err(error) = manager.run() {
                     supervisor.failed(FailureReason::Thread(format!("{name} ({error})")), None, None);

@@ -11,11 +11,14 @@ pub mod kvm;
 pub mod memory;
 mod stats;
 mod supervisor;
+mod thread;
 mod vcpu;
 mod vm;
 
-pub use config::{ConsoleLog, DiskConfig, Initramfs, VmConfig};
+pub use config::{Console, ConsoleLog, DiskConfig, Initramfs, VmConfig};
+pub use devices::console_log::RotatingLog;
 pub use devices::virtio::vsock::{HoldPolicy, VsockConfig, VsockLimits};
 pub use exit::{FailureReason, VmExit, VmFailure};
 pub use stats::ExitCounts;
+pub use thread::{OnThread, ThreadRole};
 pub use vm::{BuildError, RunningVm, Vm, VmHandle};

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::devices::console_log::ConsoleTail;
+use crate::devices::console::ConsoleTail;
 use crate::exit::{FailureReason, VmExit, VmFailure};
 
 /// Collects the end of a VM from its threads.

@@ -17,6 +17,7 @@ use crate::exit::FailureReason;
 use crate::kvm::{Doing, KvmError, KvmVm};
 use crate::stats::ExitCounters;
 use crate::supervisor::Supervisor;
+use crate::thread::{OnThread, ThreadRole};
 
 /// A vCPU that has not run yet.
 #[derive(Debug)]
@@ -66,12 +67,18 @@ impl Vcpu {
 
     /// Starts the thread that runs this vCPU until `supervisor` says that the VM ended; what ends the VM on this vCPU
     /// is reported to it.
-    pub(crate) fn spawn(mut self, bus: Arc<Bus>, supervisor: Arc<Supervisor>) -> io::Result<VcpuThread> {
+    pub(crate) fn spawn(
+        mut self,
+        bus: Arc<Bus>,
+        supervisor: Arc<Supervisor>,
+        on_thread: OnThread,
+    ) -> io::Result<VcpuThread> {
         let name = format!("vcpu{}", self.id);
         let builder = std::thread::Builder::new().name(name.clone());
         let body = move || {
             let _alarm = supervisor.watch_thread(name);
-            match kick::receive_only_in_guest(&self.fd).map(|()| self.run(&bus, &supervisor)) {
+            let ready = kick::receive_only_in_guest(&self.fd).and_then(|()| on_thread(ThreadRole::Vcpu));
+            match ready.map(|()| self.run(&bus, &supervisor)) {
                 Ok(Left::Asked) => {}
                 Ok(Left::Reset) => supervisor.guest_reset(),
                 Ok(Left::Failed(reason)) => {

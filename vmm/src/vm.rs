@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::arch::{boot, layout, mptable, registers};
-use crate::config::VmConfig;
+use crate::config::{Console, VmConfig};
 use crate::devices::attach::{self, AttachedDevices};
 use crate::devices::bus::Bus;
-use crate::devices::console_log::ConsoleWriter;
+use crate::devices::console::ConsoleWriter;
 use crate::devices::legacy::LegacyPorts;
 use crate::devices::virtio::block::BlockError;
 use crate::devices::virtio::vsock::VsockError;
@@ -19,6 +19,7 @@ use crate::kvm::{self, KvmError, KvmVm};
 use crate::memory::{self, Mappings, MemoryError};
 use crate::stats::{ExitCounters, ExitCounts};
 use crate::supervisor::Supervisor;
+use crate::thread::OnThread;
 use crate::vcpu::{Vcpu, VcpuThread};
 
 /// Why a VM cannot be made.
@@ -119,7 +120,10 @@ impl Vm {
         let (memory, mappings) = memory::allocate(config.memory_mib)?;
         let (entry, kernel_end) = boot::load_kernel(&memory, &mut kernel, &config.kernel)?;
         let initramfs = boot::load_initramfs(&memory, &config.initramfs, kernel_end)?;
-        let console = ConsoleWriter::open(&config.console).map_err(|error| open(&config.console.path, error))?;
+        let console = ConsoleWriter::open(&config.console).map_err(|error| match &config.console {
+            Console::Log(log) => open(&log.path, error),
+            Console::Stream(_) => open(&"the console's stream".into(), error),
+        })?;
         let supervisor = Arc::new(Supervisor::new(console.tail()));
 
         let kvm = KvmVm::new(&kvm::open()?, &memory)?;
@@ -157,6 +161,15 @@ impl Vm {
     /// # Errors
     /// When the host refuses a thread; those that were started have ended by then.
     pub fn start(self) -> Result<RunningVm, BuildError> {
+        let unrestricted: OnThread = Arc::new(|_| Ok(()));
+        self.start_with(&unrestricted)
+    }
+
+    /// Starts the guest, after `on_thread` was called on each of its threads.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with(self, on_thread: &OnThread) -> Result<RunningVm, BuildError> {
         let Self {
             vcpus,
             loops,
@@ -180,14 +193,17 @@ impl Vm {
         };
         let mut threads = running.handle.lock();
         for event_loop in loops {
-            threads
-                .loops
-                .push(event_loop.spawn(Arc::clone(&supervisor)).map_err(host)?);
+            threads.loops.push(
+                event_loop
+                    .spawn(Arc::clone(&supervisor), Arc::clone(on_thread))
+                    .map_err(host)?,
+            );
         }
         for vcpu in vcpus {
-            threads
-                .vcpus
-                .push(vcpu.spawn(Arc::clone(&bus), Arc::clone(&supervisor)).map_err(host)?);
+            threads.vcpus.push(
+                vcpu.spawn(Arc::clone(&bus), Arc::clone(&supervisor), Arc::clone(on_thread))
+                    .map_err(host)?,
+            );
         }
         drop(threads);
         Ok(running)

@@ -41,7 +41,7 @@ pub(super) fn run(args: &DoctorArgs, context: &Context) -> Result<u8, CliError> 
     let timeout = Duration::from_secs(args.boot_timeout.into());
     let checks = super::runtime()?.block_on(async {
         match args.probe {
-            true => vec![doctor::guest(&context.store, timeout).await],
+            true => doctor::guest(&context.store, timeout).await,
             false => doctor::examine(&context.store, timeout).await,
         }
     });

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::SandboxSpec;
+use crate::jail::Isolation;
 use crate::sandbox::spec::{Disk, Memory};
 use crate::store::names::Name;
 
@@ -37,6 +38,9 @@ pub(super) struct SpecArgs {
     /// Text to add to the kernel's command line
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     cmdline: String,
+    /// How much of the isolation around the VM to insist on: what this host offers, or every layer
+    #[arg(long, value_name = "LEVEL", value_enum, default_value_t)]
+    isolation: Isolation,
 }
 
 impl SpecArgs {
@@ -50,6 +54,7 @@ impl SpecArgs {
             cmdline: self.cmdline,
             disks: self.disk,
             env: self.env.into_iter().map(|EnvVar { key, value }| (key, value)).collect(),
+            isolation: self.isolation,
         };
         (spec, self.authorized_key)
     }

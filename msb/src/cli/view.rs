@@ -7,7 +7,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::Sandbox;
-use crate::sandbox::records::{ExitReason, RunRecord};
+use crate::jail::Isolation;
+use crate::sandbox::records::{ExitReason, RunRecord, VmProcess};
 use crate::sandbox::spec::Disk;
 use crate::sandbox::state::State;
 use crate::store::StoreError;
@@ -29,6 +30,9 @@ pub(super) struct SandboxView {
     pub(super) host: String,
     /// The VMM process, while it lives.
     pub(super) pid: Option<i32>,
+    /// The VM's own process and the layers that hold around it, while it lives.
+    pub(super) vm: Option<VmProcess>,
+    pub(super) isolation: Isolation,
     pub(super) created_at: Timestamp,
     pub(super) started_at: Option<Timestamp>,
     pub(super) ready_at: Option<Timestamp>,
@@ -67,6 +71,8 @@ impl SandboxView {
             exit_reason: exit.map(|exit| exit.reason),
             host: format!("{}.msb", config.label()),
             pid: state.run().map(|run| run.process.pid),
+            vm: state.run().and_then(|run| run.vm),
+            isolation: spec.isolation,
             created_at: config.created_at,
             started_at: latest.map(|run| run.started_at),
             ready_at: ready.as_ref().map(|ready| ready.ready_at),

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::assets::Assets;
+use crate::jail::Layers;
 use crate::report;
 use crate::store::Store;
 use crate::store::files;
@@ -78,27 +79,53 @@ impl Check {
 pub async fn examine(store: &Store, boot_timeout: Duration) -> Vec<Check> {
     let mut checks = vec![kvm::check(), assets(), state_directory(store), openssh()];
     let needed = checks.iter().find(|check| check.verdict == Verdict::Failed);
-    let guest = match needed {
-        Some(check) => Check::skipped("guest", format!("no guest was booted, because of {}", check.name)),
-        None => guest(store, boot_timeout).await,
-    };
-    checks.push(guest);
+    match needed {
+        Some(check) => {
+            let because = format!("no guest was booted, because of {}", check.name);
+            checks.push(Check::skipped("guest", because));
+        }
+        None => checks.extend(guest(store, boot_timeout).await),
+    }
     checks
 }
 
-/// Boots a guest and says whether it got ready.
-pub async fn guest(store: &Store, boot_timeout: Duration) -> Check {
+/// Boots a guest and says whether it got ready, and what isolated it.
+pub async fn guest(store: &Store, boot_timeout: Duration) -> Vec<Check> {
     match probe::boot(store, boot_timeout).await {
-        Ok(ready) => Check::ok(
-            "guest",
-            format!("a guest booted and served SSH after {} ms", ready.as_millis()),
-        ),
-        Err(error) => Check::failed(
+        Ok(booted) => {
+            let took = format!("a guest booted and served SSH after {} ms", booted.took.as_millis());
+            let mut checks = vec![Check::ok("guest", took)];
+            checks.extend(booted.layers.as_ref().map(isolation));
+            checks
+        }
+        Err(error) => vec![Check::failed(
             "guest",
             format!("no guest boots: {}", report::one_line(&error)),
             kvm::guest_mend(),
-        ),
+        )],
     }
+}
+
+/// What held around a guest that ran.
+fn isolation(layers: &Layers) -> Check {
+    const NAME: &str = "isolation";
+    let missing = layers.missing();
+    if missing.is_empty() {
+        let abi = layers.landlock;
+        return Check::ok(
+            NAME,
+            format!("namespaces, Landlock (ABI {abi}), no privileges, seccomp"),
+        );
+    }
+    Check::warning(
+        NAME,
+        format!(
+            "VMs run without {}, and not at all with --isolation=strict",
+            missing.join(", ")
+        ),
+        "namespaces: allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, or \
+         kernel.apparmor_restrict_unprivileged_userns=0); landlock: a kernel of 5.13 or newer with it in its lsm= list",
+    )
 }
 
 /// Whether nothing failed.

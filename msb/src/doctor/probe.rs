@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::jail::Layers;
 use crate::sandbox::CreateError;
 use crate::sandbox::spec::Memory;
 use crate::sandbox::start::StartError;
@@ -23,8 +24,17 @@ pub(super) enum ProbeError {
     Store(#[from] StoreError),
 }
 
-/// Boots a guest that ends with this process at the latest, and says how long it took to serve SSH.
-pub(super) async fn boot(store: &Store, timeout: Duration) -> Result<Duration, ProbeError> {
+/// A guest that ran.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Booted {
+    /// How long it took to serve SSH.
+    pub(super) took: Duration,
+    /// What held around it.
+    pub(super) layers: Option<Layers>,
+}
+
+/// Boots a guest that ends with this process at the latest.
+pub(super) async fn boot(store: &Store, timeout: Duration) -> Result<Booted, ProbeError> {
     store.sweep()?;
     let spec = SandboxSpec {
         memory: MEMORY,
@@ -41,7 +51,9 @@ pub(super) async fn boot(store: &Store, timeout: Duration) -> Result<Duration, P
     };
     let ready = started.ready(timeout).await;
     let took = begun.elapsed();
+    let state = sandbox.state();
     started.discard().await?;
     ready?;
-    Ok(took)
+    let layers = state?.run().and_then(|run| run.vm).map(|vm| vm.layers);
+    Ok(Booted { took, layers })
 }

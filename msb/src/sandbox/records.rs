@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::jail::Layers;
 use crate::timings::Timings;
 
 /// The content of `run.json`: which run is, or was, the latest.
@@ -12,10 +13,22 @@ pub struct RunRecord {
     pub run_id: String,
     /// The VMM process.
     pub process: ProcessIdentity,
+    /// The VM's own process, once the guest runs.
+    #[serde(default)]
+    pub vm: Option<VmProcess>,
     /// When it started.
     pub started_at: Timestamp,
     /// The socket that leads to the guest's vsock ports.
     pub socket: std::path::PathBuf,
+}
+
+/// The process in which a guest runs. It lives no longer than its VMM process.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct VmProcess {
+    /// Process id.
+    pub pid: i32,
+    /// What holds around it.
+    pub layers: Layers,
 }
 
 /// A process, also after its pid was given to another one.

@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::jail::Isolation;
 use crate::store::names::Name;
 
 /// The least memory a guest starts with: the kernel, the unpacked image and one session.
@@ -38,6 +39,9 @@ pub struct SandboxSpec {
     /// Environment of every session.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
+    /// How much of the jail around the VM it insists on.
+    #[serde(default)]
+    pub isolation: Isolation,
 }
 
 impl Default for SandboxSpec {
@@ -50,6 +54,7 @@ impl Default for SandboxSpec {
             cmdline: String::new(),
             disks: Vec::new(),
             env: BTreeMap::new(),
+            isolation: Isolation::default(),
         }
     }
 }

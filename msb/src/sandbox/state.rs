@@ -183,6 +183,7 @@ mod tests {
         Some(RunRecord {
             run_id: run_id.into(),
             process,
+            vm: None,
             started_at,
             socket,
         })

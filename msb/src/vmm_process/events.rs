@@ -9,13 +9,15 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use super::args::Lifetime;
+use super::console::ConsolePump;
+use super::machine::Machine;
 use super::notices::Notices;
 use super::outcome::Observed;
 use super::signals::Signals;
 
 /// Watches until the VM has ended.
 #[derive(Debug)]
-pub(super) struct Watcher<S, R> {
+pub(super) struct Watcher<'a, R> {
     /// Ask for the end of this process.
     pub(super) signals: Signals,
     /// Ends with the starter; carries nothing.
@@ -24,15 +26,15 @@ pub(super) struct Watcher<S, R> {
     pub(super) lifetime: Lifetime,
     /// What the agent says.
     pub(super) notices: Notices,
-    /// Ends with the VM.
-    pub(super) vm_ended: UnixStream,
-    /// Stops the VM.
-    pub(super) stop: S,
+    /// What the guest writes to its console.
+    pub(super) console: &'a mut ConsolePump,
+    /// The VM.
+    pub(super) machine: &'a Machine,
     /// Told of the agent's first word: its version, guest uptime at PID 1 and at readiness.
     pub(super) on_ready: R,
 }
 
-impl<S: Fn(), R: FnMut(&str, u64, u64)> Watcher<S, R> {
+impl<R: FnMut(&str, u64, u64)> Watcher<'_, R> {
     /// Returns what was seen when the VM has ended.
     pub(super) fn run(mut self) -> Observed {
         let mut observed = Observed::default();
@@ -53,6 +55,9 @@ impl<S: Fn(), R: FnMut(&str, u64, u64)> Watcher<S, R> {
             if ready.starter && self.starter_ended() {
                 self.stop(&mut observed, "the process it belonged to ended");
             }
+            if ready.console {
+                self.console.take();
+            }
             // What the guest said last has arrived by the time its VM is gone: the notices come after that question.
             if ready.notices || ready.vm_ended {
                 self.take_notices(&mut observed);
@@ -71,17 +76,19 @@ impl<S: Fn(), R: FnMut(&str, u64, u64)> Watcher<S, R> {
             Some(self.signals.as_fd()),
             starter,
             self.notices.fd(),
-            Some(self.vm_ended.as_fd()),
+            self.console.fd(),
+            Some(self.machine.fd()),
         ];
         let mut fds: Vec<PollFd<'_>> = watched.iter().flatten().map(input_of).collect();
         poll(&mut fds, None)?;
         let mut results = fds.iter().map(|fd| !fd.revents().is_empty());
         let mut next = |fd: &Option<BorrowedFd<'_>>| fd.is_some() && results.next().unwrap_or(false);
-        let [signals, starter, notices, vm_ended] = watched.each_ref().map(&mut next);
+        let [signals, starter, notices, console, vm_ended] = watched.each_ref().map(&mut next);
         Ok(Ready {
             signals,
             starter,
             notices,
+            console,
             vm_ended,
         })
     }
@@ -120,7 +127,7 @@ impl<S: Fn(), R: FnMut(&str, u64, u64)> Watcher<S, R> {
 
     fn stop(&self, observed: &mut Observed, because: &'static str) {
         observed.stopped_because.get_or_insert(because);
-        (self.stop)();
+        self.machine.stop();
     }
 }
 
@@ -140,6 +147,7 @@ struct Ready {
     signals: bool,
     starter: bool,
     notices: bool,
+    console: bool,
     vm_ended: bool,
 }
 

@@ -1,7 +1,9 @@
 //! The VMM process: one sandbox's virtual machine, from the lock it inherits to the record of its end.
 
 pub mod args;
+mod console;
 mod events;
+mod machine;
 mod notices;
 mod outcome;
 mod signals;
@@ -19,7 +21,9 @@ use jiff::Timestamp;
 use msb_protocol::identity::GuestConfig;
 
 use args::{Lifetime, VmmArgs};
+use console::ConsolePump;
 use events::Watcher;
+use machine::{Machine, Plan};
 use notices::Notices;
 use outcome::{Observed, VmEnd};
 use signals::Signals;
@@ -28,7 +32,7 @@ use status::{StatusEvent, StatusWriter};
 use crate::identity::Identity;
 use crate::report;
 use crate::sandbox::Sandbox;
-use crate::sandbox::records::{ExitRecord, ProcessIdentity, ReadyRecord, RunRecord};
+use crate::sandbox::records::{ExitRecord, ProcessIdentity, ReadyRecord, RunRecord, VmProcess};
 use crate::store::files::{self, FileError};
 use crate::store::layout::SandboxDir;
 use crate::store::lock::RunLock;
@@ -45,10 +49,10 @@ enum SetUpError {
     File(#[from] FileError),
     #[error("cannot listen on {}", path.display())]
     Listen { path: PathBuf, source: io::Error },
+    #[error("cannot write the guest's console to {}", path.display())]
+    Console { path: PathBuf, source: io::Error },
     #[error("cannot {doing}")]
     System { doing: &'static str, source: io::Error },
-    #[error("{0}")]
-    Vm(String),
     #[error("cannot read {}: it was removed", .0.display())]
     Absent(PathBuf),
 }
@@ -80,6 +84,7 @@ pub fn run(json: &str) -> Result<(), serde_json::Error> {
         store: Store::new(args.layout()),
         lock,
         run_id: new_run_id(),
+        started_at: Timestamp::now(),
         args,
     };
     let (end, observed) = match run.run_vm(status.try_clone(), &mut timings) {
@@ -107,6 +112,7 @@ struct Run {
     store: Store,
     lock: RunLock,
     run_id: String,
+    started_at: Timestamp,
     args: VmmArgs,
 }
 
@@ -124,7 +130,7 @@ impl Run {
         let starter = status.map_err(SetUpError::system("watch the starter"))?;
         let status = starter.try_clone().map_err(SetUpError::system("watch the starter"))?;
         let status = StatusWriter::new(status).map_err(SetUpError::system("talk to the starter"))?;
-        self.write_run_record()?;
+        self.write_run_record(None)?;
         self.store.create_socket_dir(self.id(), &self.lock)?;
         let layout = self.store.layout();
         let path = layout.vsock_listener(self.id(), msb_protocol::ports::NOTICES);
@@ -136,31 +142,42 @@ impl Run {
         for log in [dir.console_log(), dir.older_console_log()] {
             files::remove_optional(&log)?;
         }
+        let path = dir.console_log();
+        let (mut console, sink) =
+            ConsolePump::new(path.clone()).map_err(|source| SetUpError::Console { path, source })?;
         let vm_files = vm::VmFiles {
             kernel: &self.args.kernel,
             initramfs: &self.args.initramfs,
             tools: &self.args.tools,
-            console_log: &dir.console_log(),
             vsock: &layout.vsock(self.id()),
         };
-        let config = vm::config(&sandbox.config().spec, vm_files, self.identity(&sandbox)?);
-        let machine = vm::build(&config).map_err(SetUpError::Vm)?;
-        drop(config);
-        timings.vm_built_us = Some(now_us());
-        let running = machine
-            .start()
-            .map_err(|error| SetUpError::Vm(report::one_line(&error)))?;
-        timings.vm_started_us = Some(now_us());
+        let spec = &sandbox.config().spec;
+        let plan = Plan {
+            config: vm::config(spec, vm_files, self.identity(&sandbox)?, sink),
+            sockets: layout.sockets(self.id()),
+            isolation: spec.isolation,
+        };
+        // SAFETY: this process has started no thread.
+        let mut machine = unsafe { Machine::spawn(&plan) }.map_err(SetUpError::system("start a process for the VM"))?;
+        drop(plan);
+        let started = match machine.started() {
+            Ok(started) => started,
+            Err(end) => return Ok((end, Observed::default())),
+        };
+        timings.vm_built_us = Some(started.built_us);
+        timings.vm_started_us = Some(started.started_us);
+        self.write_run_record(Some(VmProcess {
+            pid: machine.pid().as_raw_nonzero().get(),
+            layers: started.layers,
+        }))?;
 
-        let (vm_alive, vm_ended) = UnixStream::pair().map_err(SetUpError::system("watch the VM"))?;
-        let handle = running.handle();
         let watcher = Watcher {
             signals,
             starter,
             lifetime: self.args.lifetime,
             notices,
-            vm_ended,
-            stop: move || handle.stop(),
+            console: &mut console,
+            machine: &machine,
             on_ready: |agent: &str, init_us, ready_us| {
                 let timings = Timings {
                     ready_us: Some(now_us()),
@@ -171,26 +188,19 @@ impl Run {
                 self.announce_ready(agent, timings, &status);
             },
         };
-        std::thread::scope(|scope| {
-            let watching = std::thread::Builder::new()
-                .name("msb-events".into())
-                .spawn_scoped(scope, || watcher.run());
-            let watching = watching.map_err(SetUpError::system("start a thread"))?;
-            let exit = running.wait();
-            // With the VM its connections end, so that nothing more can come from the agent.
-            drop(running);
-            drop(vm_alive);
-            // Its panic is in the log; the VM's end is what matters here.
-            Ok((vm::end(exit), watching.join().unwrap_or_default()))
-        })
+        let observed = watcher.run();
+        let end = machine.ended();
+        console.finish();
+        Ok((end, observed))
     }
 
-    fn write_run_record(&self) -> Result<(), SetUpError> {
+    fn write_run_record(&self, vm: Option<VmProcess>) -> Result<(), SetUpError> {
         let process = ProcessIdentity::of_self().map_err(SetUpError::system("read /proc"))?;
         let record = RunRecord {
             run_id: self.run_id.clone(),
             process,
-            started_at: Timestamp::now(),
+            vm,
+            started_at: self.started_at,
             socket: self.store.layout().vsock(self.id()),
         };
         Ok(files::replace_json(&self.dir().run(), &record)?)

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 use crate::sandbox::records::ExitReason;
 use crate::store::files;
 
@@ -9,7 +11,8 @@ use crate::store::files;
 const CONSOLE_TAIL: usize = 64 * 1024;
 
 /// How the VM ended.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub(super) enum VmEnd {
     /// The guest reset its CPU.
     Reset,

@@ -2,15 +2,12 @@
 
 use std::path::Path;
 
-use msb_vmm::{ConsoleLog, DiskConfig, Initramfs, Vm, VmConfig, VmExit, VsockConfig};
+use msb_vmm::{Console, DiskConfig, Initramfs, Vm, VmConfig, VmExit, VsockConfig};
 
 use msb_protocol::identity::TOOLS_SERIAL;
 
 use super::outcome::VmEnd;
 use crate::sandbox::spec::SandboxSpec;
-
-/// Most that the console's log holds, in bytes.
-const MAX_CONSOLE_LOG: u64 = 1 << 20;
 
 /// The guest's own context id. Any but 0 to 2 does (vsock(7)): each VM has a vsock device to itself.
 const GUEST_CID: u32 = 3;
@@ -24,14 +21,12 @@ pub(super) struct VmFiles<'a> {
     pub(super) initramfs: &'a Path,
     /// Disk with the image's tools.
     pub(super) tools: &'a Path,
-    /// The console's log.
-    pub(super) console_log: &'a Path,
     /// The vsock device's socket.
     pub(super) vsock: &'a Path,
 }
 
 /// The VM as the library wants it described.
-pub(super) fn config(spec: &SandboxSpec, files: VmFiles<'_>, identity: Vec<u8>) -> VmConfig {
+pub(super) fn config(spec: &SandboxSpec, files: VmFiles<'_>, identity: Vec<u8>, console: Console) -> VmConfig {
     let disk = |disk: &crate::sandbox::spec::Disk| DiskConfig {
         path: disk.path.clone(),
         read_only: disk.read_only,
@@ -49,10 +44,7 @@ pub(super) fn config(spec: &SandboxSpec, files: VmFiles<'_>, identity: Vec<u8>) 
         kernel: files.kernel.into(),
         initramfs: vec![Initramfs::File(files.initramfs.into()), Initramfs::Bytes(identity)],
         cmdline: spec.cmdline.clone(),
-        console: ConsoleLog {
-            path: files.console_log.into(),
-            max_bytes: MAX_CONSOLE_LOG,
-        },
+        console,
         vsock: Some(VsockConfig::new(GUEST_CID, files.vsock)),
         disks: spec.disks.iter().map(disk).chain([tools]).collect(),
     }

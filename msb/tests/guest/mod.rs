@@ -45,6 +45,7 @@ impl Guest {
         let run = RunRecord {
             run_id: "test".into(),
             process: ProcessIdentity::of_self().unwrap(),
+            vm: None,
             started_at: Timestamp::now(),
             socket,
         };

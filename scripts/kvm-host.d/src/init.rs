@@ -170,7 +170,10 @@ fn prepare_root(job: &Job) -> Result<(), Failure> {
     // IFF_UP beside IFF_LOOPBACK; the kernel adds the addresses.
     fs::write("/sys/class/net/lo/flags", "0x9").map_err(failed("bring the loopback interface up"))?;
     rustix::system::sethostname(b"kvm-host").map_err(failed("set the host name"))?;
-    rustix::process::chroot(ROOT).map_err(failed("change the root"))
+    // A process whose root is not that of its mount namespace may make no user namespace.
+    rustix::process::chdir(ROOT).map_err(failed("enter the root"))?;
+    rustix::mount::mount_move(".", "/").map_err(failed("move the root"))?;
+    rustix::process::chroot(".").map_err(failed("change the root"))
 }
 
 fn spawn(job: &Job) -> io::Result<Child> {

@@ -2,7 +2,7 @@
 // Not every test program uses all of them.
 #![allow(dead_code)]
 
-use msb_vmm::{ConsoleLog, VmConfig};
+use msb_vmm::{Console, ConsoleLog, VmConfig};
 
 const LOAD_ADDRESS: u64 = 0x10_0000;
 
@@ -16,10 +16,10 @@ pub(crate) fn config(directory: &tempfile::TempDir, name: &str, code: &[u8]) -> 
         kernel,
         initramfs: Vec::new(),
         cmdline: String::new(),
-        console: ConsoleLog {
+        console: Console::Log(ConsoleLog {
             path: directory.path().join(format!("{name}.log")),
             max_bytes: 1 << 16,
-        },
+        }),
         vsock: None,
         disks: Vec::new(),
     }

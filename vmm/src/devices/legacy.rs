@@ -7,7 +7,7 @@ use vm_superio::serial::NoEvents;
 use vm_superio::{I8042Device, Serial, Trigger};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::console_log::ConsoleWriter;
+use super::console::ConsoleWriter;
 
 /// First port of COM1.
 const SERIAL: u16 = 0x3f8;
@@ -127,7 +127,7 @@ fn offset(port: u16, first: u16, ports: u16) -> Option<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::ConsoleLog;
+    use crate::config::{Console, ConsoleLog};
 
     fn ports() -> (tempfile::TempDir, LegacyPorts) {
         let directory = tempfile::tempdir().unwrap();
@@ -135,7 +135,7 @@ mod tests {
             path: directory.path().join("console.log"),
             max_bytes: 1 << 20,
         };
-        let ports = LegacyPorts::new(ConsoleWriter::open(&log).unwrap()).unwrap();
+        let ports = LegacyPorts::new(ConsoleWriter::open(&Console::Log(log.clone())).unwrap()).unwrap();
         (directory, ports)
     }
 

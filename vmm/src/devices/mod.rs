@@ -2,6 +2,7 @@
 
 pub(crate) mod attach;
 pub mod bus;
+pub mod console;
 pub mod console_log;
 pub mod legacy;
 pub mod virtio;

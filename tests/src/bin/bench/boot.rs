@@ -50,7 +50,7 @@ pub(crate) fn measure(samples: usize) -> Vec<Figure> {
         let memory_mib = sandbox.inspect()["memory_mib"]
             .as_u64()
             .expect("inspect tells the memory");
-        memory.add(overhead_kib(sandbox.vmm().as_raw_nonzero().get(), memory_mib));
+        memory.add(overhead_kib(sandbox.vm().as_raw_nonzero().get(), memory_mib));
         msb.run(["rm", "--force", "idle"]).expect(0);
     }
     let mut figures = vec![first_output, whole, to_agent, to_ready];

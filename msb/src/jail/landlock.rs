@@ -1,0 +1,44 @@
+//! Landlock without a single allowed path: whatever else fails, no file can be opened, made or removed.
+
+use landlock::{ABI, Access as _, AccessFs, AccessNet, CompatLevel, Compatible as _, Ruleset, RulesetAttr as _, Scope};
+
+use super::JailError;
+
+/// The newest ABI this knows; an older kernel enforces what it knows.
+const NEWEST: ABI = ABI::V6;
+
+/// Forbids every access to files, TCP ports, and abstract sockets of others. Returns the ABI that the kernel enforces, 0
+/// for none.
+///
+/// # Errors
+/// When the kernel has Landlock and refuses to enforce it.
+pub fn forbid_files() -> Result<u8, JailError> {
+    let failed = |error: landlock::RulesetError| JailError::Refused {
+        doing: "forbid files (Landlock)",
+        source: std::io::Error::other(error),
+    };
+    let ruleset = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(NEWEST))
+        .and_then(|ruleset| ruleset.handle_access(AccessNet::from_all(NEWEST)))
+        .and_then(|ruleset| ruleset.scope(Scope::from_all(NEWEST)))
+        .and_then(Ruleset::create)
+        .map_err(failed)?;
+    ruleset.restrict_self().map_err(failed)?;
+    Ok(abi_of_kernel())
+}
+
+/// landlock_create_ruleset(2) with `LANDLOCK_CREATE_RULESET_VERSION`.
+fn abi_of_kernel() -> u8 {
+    const VERSION: u32 = 1;
+    // SAFETY: asked for its version, the call takes no memory.
+    let abi = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            std::ptr::null::<u8>(),
+            0_usize,
+            VERSION,
+        )
+    };
+    u8::try_from(abi).unwrap_or(0)
+}

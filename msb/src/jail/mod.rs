@@ -1,0 +1,119 @@
+//! What a process that runs a guest gives up before the guest's first instruction.
+//!
+//! Layers, each of which holds if the others fail: namespaces of its own (user, mount, PID, network, IPC, UTS, cgroup)
+//! with an empty root directory, Landlock without a single allowed path, no capabilities and no way to new privileges,
+//! resource limits, and a seccomp filter for each kind of thread. Nothing is opened afterwards: what the process works
+//! with are the descriptors it has by then.
+
+pub mod landlock;
+pub mod namespaces;
+pub mod privileges;
+pub mod root;
+pub mod seccomp;
+
+use std::io;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use seccomp::Filters;
+
+/// How much of the jail a sandbox insists on.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Isolation {
+    /// What this host offers; what is missing is said.
+    #[default]
+    Available,
+    /// Every layer, or the sandbox does not start.
+    Strict,
+}
+
+/// Which layers hold around a guest.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Layers {
+    /// Namespaces of its own, and an empty root directory.
+    pub namespaces: bool,
+    /// The Landlock ABI that is enforced; 0 when the host's kernel has none.
+    pub landlock: u8,
+    /// No capabilities, no new privileges.
+    pub privileges: bool,
+    /// A system call filter for each kind of thread.
+    pub seccomp: bool,
+}
+
+impl Layers {
+    /// The names of the layers that are missing, for people.
+    pub fn missing(&self) -> Vec<&'static str> {
+        let layers = [
+            (self.namespaces, "namespaces"),
+            (self.landlock > 0, "landlock"),
+            (self.privileges, "privileges"),
+            (self.seccomp, "seccomp"),
+        ];
+        layers
+            .iter()
+            .filter(|(holds, _)| !holds)
+            .map(|(_, name)| *name)
+            .collect()
+    }
+}
+
+/// Why a process cannot be jailed.
+#[derive(Debug, thiserror::Error)]
+pub enum JailError {
+    /// The kernel refused a step.
+    #[error("cannot {doing} for the VM's process")]
+    Refused {
+        /// What was being done.
+        doing: &'static str,
+        /// What the kernel answered.
+        #[source]
+        source: io::Error,
+    },
+    /// A layer is missing that the sandbox insists on.
+    #[error(
+        "this host cannot isolate the VM as strictly as asked: it lacks {}; see `msb doctor`, or leave out \
+         --isolation=strict",
+        .0.join(", ")
+    )]
+    Missing(Vec<&'static str>),
+}
+
+impl JailError {
+    fn refused<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> Self {
+        move |source| Self::Refused {
+            doing,
+            source: source.into(),
+        }
+    }
+}
+
+/// Jails the calling process, which has one thread. Of the file system, `reachable` remains, under its own name, for
+/// connecting to sockets in it. Returns the layers that hold, and the filters for the threads to come.
+///
+/// `in_namespaces` is what [`namespaces::fork`] said.
+///
+/// # Errors
+/// When a step fails that this host should be able to do, or a layer is missing under [`Isolation::Strict`].
+pub fn enter(reachable: &Path, in_namespaces: bool, isolation: Isolation) -> Result<(Layers, Filters), JailError> {
+    let filters = Filters::compile()?;
+    if in_namespaces {
+        root::replace(reachable)?;
+    }
+    privileges::limit_resources()?;
+    privileges::drop_all()?;
+    let layers = Layers {
+        namespaces: in_namespaces,
+        landlock: landlock::forbid_files()?,
+        privileges: true,
+        seccomp: true,
+    };
+    let missing = layers.missing();
+    if isolation == Isolation::Strict && !missing.is_empty() {
+        return Err(JailError::Missing(missing));
+    }
+    filters.apply_to_process()?;
+    Ok((layers, filters))
+}

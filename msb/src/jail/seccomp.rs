@@ -1,0 +1,208 @@
+//! The system calls of a VM's process, by kind of thread. Anything else kills the process.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use msb_vmm::ThreadRole;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch, apply_filter,
+};
+
+use super::JailError;
+
+/// `_IO(KVMIO, 0x80)`.
+const KVM_RUN: u64 = 0xae80;
+/// `_IOR(KVMIO, 0x81, struct kvm_regs)`.
+const KVM_GET_REGS: u64 = 0x8090_ae81;
+/// `_IOW(KVMIO, 0x8b, struct kvm_signal_mask)`.
+const KVM_SET_SIGNAL_MASK: u64 = 0x4004_ae8b;
+
+/// Memory, locks, and the end of a thread: what the language's runtime does on every thread.
+const RUNTIME: &[libc::c_long] = &[
+    libc::SYS_brk,
+    libc::SYS_clock_gettime,
+    libc::SYS_close,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_futex,
+    libc::SYS_getpid,
+    libc::SYS_getrandom,
+    libc::SYS_gettid,
+    libc::SYS_madvise,
+    libc::SYS_mremap,
+    libc::SYS_munmap,
+    libc::SYS_restart_syscall,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_sched_yield,
+    libc::SYS_sigaltstack,
+    libc::SYS_tgkill,
+    libc::SYS_write,
+];
+
+/// Queues, disks, sockets and timers.
+const DEVICE: &[libc::c_long] = &[
+    libc::SYS_accept4,
+    libc::SYS_connect,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_wait,
+    libc::SYS_fcntl,
+    libc::SYS_fdatasync,
+    libc::SYS_preadv,
+    libc::SYS_pwritev,
+    libc::SYS_read,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_sendto,
+    libc::SYS_shutdown,
+    libc::SYS_timerfd_settime,
+];
+
+/// Events of the bus; duplicates of queue notifications at activation.
+const VCPU: &[libc::c_long] = &[libc::SYS_fcntl, libc::SYS_read];
+
+/// Threads that start, the filters they narrow to, the talk with the keeper.
+const CONTROL: &[libc::c_long] = &[
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_rseq,
+    libc::SYS_seccomp,
+    libc::SYS_set_robust_list,
+];
+
+/// A filter cannot look into clone3's argument: told that there is none, the C library takes clone, whose flags it sees.
+const ABSENT: &[libc::c_long] = &[libc::SYS_clone3];
+
+/// At its end the vsock device would remove its socket, and finds that it may not: its keeper does.
+const FORBIDDEN: &[libc::c_long] = &[libc::SYS_statx, libc::SYS_unlink];
+
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+/// The filters of a VM's process.
+#[derive(Clone, Debug)]
+pub struct Filters {
+    refused: [BpfProgram; 2],
+    process: BpfProgram,
+    vcpu: BpfProgram,
+    device: BpfProgram,
+}
+
+impl Filters {
+    /// Compiles all of them.
+    ///
+    /// # Errors
+    /// When one does not fit the kernel's limits.
+    pub fn compile() -> Result<Self, JailError> {
+        let mut vcpu = rules(&[RUNTIME, VCPU]);
+        allow_memory(&mut vcpu)?;
+        vcpu.insert(libc::SYS_ioctl, vec![ioctl(KVM_RUN)?, ioctl(KVM_GET_REGS)?]);
+
+        let mut device = rules(&[RUNTIME, DEVICE, FORBIDDEN]);
+        allow_memory(&mut device)?;
+        allow_unix_sockets(&mut device)?;
+
+        let mut process = rules(&[RUNTIME, DEVICE, VCPU, CONTROL, ABSENT, FORBIDDEN]);
+        allow_memory(&mut process)?;
+        allow_unix_sockets(&mut process)?;
+        let ioctls = [KVM_RUN, KVM_GET_REGS, KVM_SET_SIGNAL_MASK];
+        process.insert(
+            libc::SYS_ioctl,
+            ioctls.into_iter().map(ioctl).collect::<Result<_, _>>()?,
+        );
+        let names = [libc::PR_SET_NAME, libc::PR_SET_NO_NEW_PRIVS];
+        let names = names.map(|option| rule(0, SeccompCmpOp::Eq, u64::from(option.unsigned_abs())));
+        process.insert(libc::SYS_prctl, names.into_iter().collect::<Result<_, _>>()?);
+        let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
+        process.insert(libc::SYS_clone, vec![rule(0, SeccompCmpOp::MaskedEq(thread), thread)?]);
+
+        let refuse = |calls, errno: i32| program(rules(&[calls]), SeccompAction::Allow, error(errno));
+        let kill = |rules| program(rules, SeccompAction::KillProcess, SeccompAction::Allow);
+        Ok(Self {
+            refused: [refuse(ABSENT, libc::ENOSYS)?, refuse(FORBIDDEN, libc::EPERM)?],
+            process: kill(process)?,
+            vcpu: kill(vcpu)?,
+            device: kill(device)?,
+        })
+    }
+
+    /// Restricts the process, which has one thread, to what any of its threads may do.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn apply_to_process(&self) -> Result<(), JailError> {
+        for program in self.refused.iter().chain([&self.process]) {
+            apply_filter(program).map_err(|error| JailError::Refused {
+                doing: "restrict system calls",
+                source: io::Error::other(error),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Restricts the calling thread further, to what its role takes.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn apply_to_thread(&self, role: ThreadRole) -> io::Result<()> {
+        let program = match role {
+            ThreadRole::Vcpu => &self.vcpu,
+            ThreadRole::Device => &self.device,
+        };
+        apply_filter(program).map_err(io::Error::other)
+    }
+}
+
+fn rules(lists: &[&[libc::c_long]]) -> Rules {
+    lists
+        .iter()
+        .flat_map(|list| list.iter())
+        .map(|call| (*call, Vec::new()))
+        .collect()
+}
+
+/// Memory, but none that holds code.
+fn allow_memory(rules: &mut Rules) -> Result<(), JailError> {
+    let executable = u64::from(libc::PROT_EXEC.unsigned_abs());
+    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
+        rules.insert(call, vec![rule(2, SeccompCmpOp::MaskedEq(executable), 0)?]);
+    }
+    Ok(())
+}
+
+fn allow_unix_sockets(rules: &mut Rules) -> Result<(), JailError> {
+    let unix = u64::from(libc::AF_UNIX.unsigned_abs());
+    rules.insert(libc::SYS_socket, vec![rule(0, SeccompCmpOp::Eq, unix)?]);
+    Ok(())
+}
+
+fn ioctl(request: u64) -> Result<SeccompRule, JailError> {
+    rule(1, SeccompCmpOp::Eq, request)
+}
+
+fn rule(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, JailError> {
+    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)
+        .and_then(|condition| SeccompRule::new(vec![condition]))
+        .map_err(invalid)
+}
+
+fn program(rules: Rules, otherwise: SeccompAction, matching: SeccompAction) -> Result<BpfProgram, JailError> {
+    SeccompFilter::new(rules, otherwise, matching, TargetArch::x86_64)
+        .and_then(TryInto::try_into)
+        .map_err(invalid)
+}
+
+fn error(errno: i32) -> SeccompAction {
+    SeccompAction::Errno(errno.unsigned_abs())
+}
+
+fn invalid(error: seccompiler::BackendError) -> JailError {
+    JailError::Refused {
+        doing: "make a system call filter",
+        source: io::Error::other(error),
+    }
+}

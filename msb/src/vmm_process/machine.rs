@@ -1,0 +1,260 @@
+//! The VM's own process: the keeper forks it, and it goes to jail before the guest runs.
+//!
+//! Between the two is a socket. The machine says in JSON lines what became of it; the keeper says nothing, and its end of
+//! the socket asks the machine to end.
+
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use msb_vmm::{Console, OnThread, RunningVm, VmConfig, VmHandle};
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, set_parent_process_death_signal, waitpid};
+use serde::{Deserialize, Serialize};
+
+use super::outcome::VmEnd;
+use super::vm;
+use crate::jail::namespaces::{self, Forked};
+use crate::jail::{self, Isolation, Layers};
+use crate::report;
+use crate::timings::now_us;
+
+/// The longest line, in bytes, with its newline: an end carries a message.
+const MAX_LINE: usize = 64 * 1024;
+
+/// What the machine says.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+enum Report {
+    /// The guest runs, jailed.
+    Started(Started),
+    /// The guest ended, or could not start.
+    Ended(VmEnd),
+}
+
+/// A guest that runs.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(super) struct Started {
+    /// When everything was opened and loaded; see [`now_us`].
+    pub(super) built_us: u64,
+    /// When the guest was started.
+    pub(super) started_us: u64,
+    /// What holds around it.
+    pub(super) layers: Layers,
+}
+
+/// What the machine works with.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// The VM.
+    pub(super) config: VmConfig,
+    /// The directory of its sockets.
+    pub(super) sockets: std::path::PathBuf,
+    /// How much of the jail it insists on.
+    pub(super) isolation: Isolation,
+}
+
+/// The keeper's side of a machine. Dropping it ends the machine.
+#[derive(Debug)]
+pub(super) struct Machine {
+    pid: Pid,
+    socket: UnixStream,
+    pending: Vec<u8>,
+}
+
+impl Machine {
+    /// Forks the machine.
+    ///
+    /// # Safety
+    /// The process has one thread.
+    ///
+    /// # Errors
+    /// When the host has no process, pipe or socket to give.
+    pub(super) unsafe fn spawn(plan: &Plan) -> io::Result<Self> {
+        let (ours, theirs) = UnixStream::pair()?;
+        // SAFETY: the caller's promise.
+        match unsafe { namespaces::fork() }? {
+            Forked::Child { in_namespaces } => {
+                drop(ours);
+                run(plan, &theirs, in_namespaces)
+            }
+            Forked::Parent(pid) => Ok(Self {
+                pid,
+                socket: ours,
+                pending: Vec::new(),
+            }),
+        }
+    }
+
+    /// The process.
+    pub(super) fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Readable when the machine has ended, once it has started.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Waits until the guest runs.
+    ///
+    /// # Errors
+    /// How it ended instead.
+    pub(super) fn started(&mut self) -> Result<Started, VmEnd> {
+        match self.next_report() {
+            Some(Report::Started(started)) => Ok(started),
+            Some(Report::Ended(end)) => Err(end),
+            None => Err(self.died()),
+        }
+    }
+
+    /// Asks the machine to end.
+    pub(super) fn stop(&self) {
+        // What is gone cannot be asked.
+        let _ = self.socket.shutdown(std::net::Shutdown::Write);
+    }
+
+    /// Waits until the machine has ended, and says how.
+    pub(super) fn ended(&mut self) -> VmEnd {
+        let reported = match self.next_report() {
+            Some(Report::Ended(end)) => Some(end),
+            Some(Report::Started(_)) | None => None,
+        };
+        match reported {
+            Some(end) => {
+                // It has nothing left to do but to end.
+                let _ = waitpid(Some(self.pid), WaitOptions::empty());
+                end
+            }
+            None => self.died(),
+        }
+    }
+
+    /// The next line. A machine that says something else is as good as dead.
+    fn next_report(&mut self) -> Option<Report> {
+        loop {
+            if let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.pending.drain(..=end).collect();
+                return serde_json::from_slice(&line).ok();
+            }
+            let mut buffer = [0; 4096];
+            match self.socket.read(&mut buffer) {
+                Ok(0) => return None,
+                Ok(read) if self.pending.len() + read <= MAX_LINE => self.pending.extend_from_slice(&buffer[..read]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(_) | Err(_) => return None,
+            }
+        }
+    }
+
+    /// It said no word of its end.
+    fn died(&self) -> VmEnd {
+        // It may have said nonsense and live.
+        let _ = rustix::process::kill_process(self.pid, Signal::KILL);
+        let how = match waitpid(Some(self.pid), WaitOptions::empty()) {
+            Ok(Some((_, status))) => describe(status),
+            Ok(None) | Err(_) => "died".into(),
+        };
+        VmEnd::Failed(format!("the VM's process {how}; see `msb logs --vmm`"))
+    }
+}
+
+fn describe(status: WaitStatus) -> String {
+    match (status.terminating_signal(), status.exit_status()) {
+        (Some(libc::SIGSYS), _) => "made a system call that is forbidden to it, and was killed".into(),
+        (Some(signal), _) => format!("was killed by signal {signal}"),
+        (None, Some(code)) => format!("ended with status {code}"),
+        (None, None) => "died".into(),
+    }
+}
+
+/// The machine, from the fork to its end.
+fn run(plan: &Plan, keeper: &UnixStream, in_namespaces: bool) -> ! {
+    let end = match prepare(plan, keeper) {
+        Err(error) => VmEnd::Failed(format!("cannot prepare the VM's process: {error}")),
+        Ok(()) => match start(plan, in_namespaces) {
+            Err(message) => VmEnd::Failed(message),
+            Ok((running, started)) => attend(running, started, keeper),
+        },
+    };
+    send(keeper, &Report::Ended(end));
+    std::process::exit(0)
+}
+
+/// From here on the machine ends with its keeper, and has nothing of the keeper's but its log. The keeper's values keep
+/// their numbers of descriptors, but are never dropped here.
+fn prepare(plan: &Plan, keeper: &UnixStream) -> io::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    rustix::thread::set_name(c"msb-vm")?;
+    let mut kept = vec![0, 1, 2, keeper.as_raw_fd()];
+    if let Console::Stream(stream) = &plan.config.console {
+        kept.push(stream.as_raw_fd());
+    }
+    close_all_but(&mut kept)
+}
+
+fn close_all_but(kept: &mut [RawFd]) -> io::Result<()> {
+    kept.sort_unstable();
+    let ends = kept.iter().copied().chain([RawFd::MAX]);
+    let starts = [-1].into_iter().chain(kept.iter().copied());
+    for (before, after) in starts.zip(ends) {
+        let (first, last) = (before + 1, after - 1);
+        // SAFETY: close_range(2) takes numbers only; what owns these descriptors is never used or dropped here.
+        if first <= last && unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } == -1 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+fn start(plan: &Plan, in_namespaces: bool) -> Result<(RunningVm, Started), String> {
+    let machine = vm::build(&plan.config)?;
+    let built_us = now_us();
+    let (layers, filters) =
+        jail::enter(&plan.sockets, in_namespaces, plan.isolation).map_err(|error| report::one_line(&error))?;
+    let restrict: OnThread = Arc::new(move |role| filters.apply_to_thread(role));
+    let running = machine
+        .start_with(&restrict)
+        .map_err(|error| report::one_line(&error))?;
+    let started = Started {
+        built_us,
+        started_us: now_us(),
+        layers,
+    };
+    Ok((running, started))
+}
+
+/// Sees a VM to its end, or ends it when the keeper asks.
+fn attend(running: RunningVm, started: Started, keeper: &UnixStream) -> VmEnd {
+    send(keeper, &Report::Started(started));
+    let handle = running.handle();
+    let asked = match keeper.try_clone() {
+        Ok(asked) => asked,
+        Err(error) => return VmEnd::Failed(format!("cannot watch the VM's keeper: {error}")),
+    };
+    let watch = std::thread::Builder::new().name("msb-control".into());
+    if let Err(error) = watch.spawn(move || stop_when_asked(asked, &handle)) {
+        return VmEnd::Failed(format!("cannot start a thread for the VM: {error}"));
+    }
+    let exit = running.wait();
+    // With the VM its connections end, so that nothing more can come from the agent when its end is known.
+    drop(running);
+    vm::end(exit)
+}
+
+fn stop_when_asked(mut keeper: UnixStream, handle: &VmHandle) {
+    let mut byte = [0];
+    loop {
+        match keeper.read(&mut byte) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(_) | Err(_) => return handle.stop(),
+        }
+    }
+}
+
+fn send(mut keeper: &UnixStream, report: &Report) {
+    let mut line = serde_json::to_vec(report).expect("reports have string keys and no failing serializers");
+    line.push(b'\n');
+    // A keeper that is gone needs no report.
+    let _ = keeper.write_all(&line);
+}
