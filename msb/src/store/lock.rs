@@ -5,9 +5,9 @@
 //! It is an open file description lock (fcntl(2), `F_OFD_SETLK`): it belongs to the open file, so the starter takes it
 //! and its VMM process inherits it, and it ends with that process however that ends. Two bytes of the file are locked:
 //!
-//! - [`RUN`] says that the sandbox runs. Only starters lock it, so to find it locked is never a false alarm; others ask
+//! - `RUN` says that the sandbox runs. Only starters lock it, so to find it locked is never a false alarm; others ask
 //!   with `F_OFD_GETLK`, which takes nothing.
-//! - [`WAIT`] is what others wait for. They lock it shared for a moment when the VMM process is gone, so a start that
+//! - `WAIT` is what others wait for. They lock it shared for a moment when the VMM process is gone, so a start that
 //!   finds it locked just waits for that moment to pass.
 
 use std::fs::{File, OpenOptions};

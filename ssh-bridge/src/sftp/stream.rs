@@ -188,7 +188,8 @@ impl SftpWriter {
         }
     }
 
-    /// Writes `data` behind what was written before, once there is room.
+    /// Writes `data` behind what was written before, once there is room. When this future is dropped, a part may be
+    /// written.
     ///
     /// # Errors
     /// When the server refused this or something before, or the session ends.
