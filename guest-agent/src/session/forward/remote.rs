@@ -21,6 +21,9 @@ use crate::users::User;
 /// Listeners that one connection may have.
 const MAX_LISTENERS: usize = 64;
 
+/// The longest name of an address or a socket, in bytes; the kernel and the resolver take less.
+const MAX_NAME: usize = 1024;
+
 /// Where a client wants to have connections accepted.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(in super::super) enum Place {
@@ -31,8 +34,12 @@ pub(in super::super) enum Place {
 }
 
 impl Place {
-    /// Whether a key's options let its owner listen there.
+    /// Whether there can be such a place, and a key's options let its owner listen there.
     pub(in super::super) fn is_permitted(&self, options: &Options) -> bool {
+        let (Self::Tcp(name, _) | Self::Unix(name)) = self;
+        if name.len() > MAX_NAME {
+            return false;
+        }
         match self {
             Self::Tcp(host, port) => options.may_listen(host, *port),
             Self::Unix(_) => options.may_listen_on_sockets(),
