@@ -4,10 +4,10 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::thread;
 
-use support::{Server, assert_success, output, output_with_input, pattern, stdout};
+use support::{Server, assert_success, is_root, output, output_with_input, own_user, pattern, stdout};
 
 /// Answers one connection with a greeting, then with all that it got once that has ended.
 fn echo_after_end() -> u16 {
@@ -91,5 +91,30 @@ fn a_unix_socket_is_reached_with_the_rights_of_the_user() {
     assert_eq!(echoed, "through");
     answering.join().unwrap();
     drop(ssh.stdin.take());
+    assert!(ssh.wait().unwrap().success());
+}
+
+#[test]
+fn a_connection_is_the_users_and_not_the_servers() {
+    // Only root's server serves others.
+    let (user, uid) = if is_root() {
+        ("daemon".to_owned(), "1")
+    } else {
+        (own_user(), "")
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let target = listener.local_addr().unwrap().to_string();
+    let server = Server::new();
+    let mut ssh = server.ssh(&["-l", &user, "-W", &target, "box"]);
+    let mut ssh = ssh.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let (stream, peer) = listener.accept().unwrap();
+    let connections = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let local = format!("0100007F:{:04X}", peer.port());
+    let line = connections
+        .lines()
+        .find(|line| line.split_whitespace().nth(1) == Some(&local));
+    let owner = line.and_then(|line| line.split_whitespace().nth(7)).unwrap();
+    assert_eq!(owner, uid.trim());
+    drop((stream, ssh.stdin.take()));
     assert!(ssh.wait().unwrap().success());
 }

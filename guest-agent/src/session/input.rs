@@ -188,6 +188,17 @@ mod tests {
         assert_eq!(input.budget.window(), WINDOW);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn what_a_closed_channel_left_waits_for_its_consumer_for_a_while() {
+        let (input, _peer) = input();
+        input.push(&vec![0; 5 << 20]);
+        let (mut sink, _unread) = tokio::io::duplex(3);
+        let begun = tokio::time::Instant::now();
+        input.feed_rest(&mut sink).await;
+        assert_eq!(begun.elapsed(), LINGER);
+        assert_eq!(input.budget.window(), WINDOW, "what was dropped still counts");
+    }
+
     #[tokio::test]
     async fn refused_input_holds_nothing() {
         let (input, _peer) = input();

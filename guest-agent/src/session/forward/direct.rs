@@ -4,12 +4,13 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
+use tokio::net::TcpSocket;
 
 use super::super::as_user;
 use super::super::channel::Login;
 use crate::authorized_keys::Options;
 use crate::net::FdStream;
+use crate::users::User;
 
 /// How long a connection may take to come up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -32,18 +33,14 @@ impl Target {
         }
     }
 
-    /// Connects; to a Unix socket as the login user.
+    /// Connects as the login user, so that what asks or filters by user sees that one.
     ///
     /// # Errors
     /// When the target does not exist, or nothing answers there in time.
     pub(in super::super) async fn connect(self, login: &Login) -> io::Result<FdStream> {
         let connecting = async {
             match self {
-                Self::Tcp(host, port) => {
-                    let stream = TcpStream::connect((host, port)).await?;
-                    stream.set_nodelay(true)?;
-                    FdStream::new(stream.into_std()?.into())
-                }
+                Self::Tcp(host, port) => connect_tcp(&login.user, &host, port).await,
                 Self::Unix(path) => {
                     let stream = as_user::run(&login.user, move || UnixStream::connect(path)).await?;
                     FdStream::new(stream.into())
@@ -52,4 +49,26 @@ impl Target {
         };
         tokio::time::timeout(CONNECT_TIMEOUT, connecting).await?
     }
+}
+
+/// Tries the addresses of a host in their order.
+async fn connect_tcp(user: &User, host: &str, port: u16) -> io::Result<FdStream> {
+    let mut failure = io::Error::from(io::ErrorKind::NotFound);
+    for address in tokio::net::lookup_host((host, port)).await? {
+        // The user of a connection is that of its socket's making.
+        let make = if address.is_ipv4() {
+            TcpSocket::new_v4
+        } else {
+            TcpSocket::new_v6
+        };
+        let socket = as_user::run(user, make).await?;
+        match socket.connect(address).await {
+            Ok(stream) => {
+                stream.set_nodelay(true)?;
+                return FdStream::new(stream.into_std()?.into());
+            }
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
 }
