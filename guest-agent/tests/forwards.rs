@@ -97,11 +97,8 @@ fn a_unix_socket_is_reached_with_the_rights_of_the_user() {
 #[test]
 fn a_connection_is_the_users_and_not_the_servers() {
     // Only root's server serves others.
-    let (user, uid) = if is_root() {
-        ("daemon".to_owned(), "1")
-    } else {
-        (own_user(), "")
-    };
+    let user = if is_root() { "daemon".into() } else { own_user() };
+    let uid = stdout(&output(Command::new("id").args(["-u", &user])));
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let target = listener.local_addr().unwrap().to_string();
     let server = Server::new();
