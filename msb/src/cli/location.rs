@@ -38,11 +38,21 @@ impl From<&OsStr> for Location {
         match str::from_utf8(name) {
             Ok(name) if !name.is_empty() => Self::In {
                 sandbox: name.to_owned(),
-                path: OsStr::from_bytes(if path.is_empty() { b"." } else { path }).into(),
+                path: below_home(path).into(),
             },
             _ => Self::Here(argument.into()),
         }
     }
+}
+
+/// The path without a leading `~`: relative ones begin in the home directory anyway.
+fn below_home(path: &[u8]) -> &OsStr {
+    let path = match path.strip_prefix(b"~") {
+        Some(b"") => b"",
+        Some([b'/', below @ ..]) => below,
+        _ => path,
+    };
+    OsStr::from_bytes(if path.is_empty() { b"." } else { path })
 }
 
 impl fmt::Display for Location {
@@ -79,6 +89,9 @@ mod tests {
         assert_eq!(parsed("box:/etc/a:b"), inside("box", "/etc/a:b"));
         assert_eq!(parsed("box:"), inside("box", "."));
         assert_eq!(parsed("box:a"), inside("box", "a"));
+        assert_eq!(parsed("box:~/a"), inside("box", "a"));
+        assert_eq!(parsed("box:~"), inside("box", "."));
+        assert_eq!(parsed("box:~user/a"), inside("box", "~user/a"));
         assert_eq!(parsed("./box:a"), Location::Here("./box:a".into()));
         assert_eq!(parsed("/box:a"), Location::Here("/box:a".into()));
         assert_eq!(parsed(":a"), Location::Here(":a".into()));

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use msb_ssh::client::{SshClient, SshExecOptions};
@@ -209,4 +210,32 @@ async fn a_link_and_then_a_directory_of_the_same_name_lead_no_download_out() {
     }
     copying.abort();
     assert_eq!(fs::read_dir(outside).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_tree_without_a_bottom_ends_at_a_depth() {
+    let is_new = AtomicBool::new(false);
+    let (_client, sftp) = connected(move |request| match request[0] {
+        1 => greeting(),
+        STAT => packet(105, &[&id(request), &mode(DIRECTORY)]),
+        OPENDIR => {
+            is_new.store(true, Ordering::SeqCst);
+            handle(request)
+        }
+        READDIR if is_new.swap(false, Ordering::SeqCst) => names(request, &[(b"d", DIRECTORY)]),
+        READDIR => status(request, 1),
+        _ => status(request, 0),
+    })
+    .await;
+    let directory = tempfile::tempdir().unwrap();
+    let copy = directory.path().join("copy");
+    let copied = sftp.unwrap().download("x", &copy, &TreeOptions::default()).await;
+    assert_eq!(copied.unwrap().failed, 1);
+    let mut deepest = copy;
+    let mut depth = 0;
+    while deepest.join("d").is_dir() {
+        deepest.push("d");
+        depth += 1;
+    }
+    assert_eq!(depth, 255);
 }

@@ -3,15 +3,14 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
 
 use tokio::io::AsyncWriteExt;
-use tokio::task::JoinSet;
 
 use super::local::{self, LocalDir};
+use super::walk::{Files, Level, Step, deeper, walk};
 use super::{DOWNLOADED_MODE, Transfer, TreeError, blocking};
-use crate::sftp::{DirEntry, FileAttributes, FileKind, OpenOptions};
+use crate::sftp::{DirEntry, FileAttributes, FileKind, OpenOptions, SftpDirectory};
 
 /// Modes where the guest tells none.
 const FILE_MODE: u32 = 0o666;
@@ -45,7 +44,8 @@ pub(super) async fn run(copy: &Arc<Transfer>, remote: &Path, local: &Path) -> Re
         FileKind::Directory => {
             let (path, mode) = (local.to_owned(), mode_or(&attributes, DIRECTORY_MODE));
             let target = blocking(move || LocalDir::first(&path, mode)).await?;
-            directory(Arc::clone(copy), remote.to_owned(), target, attributes).await
+            let root = Directory::open(copy, remote.to_owned(), target, attributes, 0).await?;
+            walk(copy, root).await
         }
         FileKind::File | FileKind::Unknown => {
             let target = Target::Path(local.to_owned());
@@ -55,31 +55,78 @@ pub(super) async fn run(copy: &Arc<Transfer>, remote: &Path, local: &Path) -> Re
     }
 }
 
-/// Copies what is in a directory. Boxed, because it calls itself.
-fn directory(
-    copy: Arc<Transfer>,
+/// A directory in the guest and the one here.
+struct Directory {
     remote: PathBuf,
     local: LocalDir,
     attributes: FileAttributes,
-) -> Pin<Box<dyn Future<Output = Result<(), TreeError>> + Send>> {
-    Box::pin(async move {
-        let mut listing = copy.sftp.read_dir(&remote).await?;
-        let mut files = JoinSet::new();
-        while let Some(entry) = listing.next().await? {
-            let from = remote.join(&entry.name);
-            let entry = known(&copy, &from, entry).await;
-            let result = match entry {
-                Ok(entry) => self::entry(&copy, from, &local, entry, &mut files).await,
-                Err(error) => Err(error),
-            };
-            copy.note(result)?;
-            copy.collect(&mut files, false).await?;
+    listing: SftpDirectory,
+    files: Files,
+    depth: usize,
+}
+
+impl Directory {
+    async fn open(
+        copy: &Transfer,
+        remote: PathBuf,
+        local: LocalDir,
+        attributes: FileAttributes,
+        depth: usize,
+    ) -> Result<Self, TreeError> {
+        Ok(Self {
+            listing: copy.sftp.read_dir(&remote).await?,
+            remote,
+            local,
+            attributes,
+            files: Files::new(),
+            depth,
+        })
+    }
+
+    async fn copy(&mut self, copy: &Arc<Transfer>, entry: DirEntry) -> Result<Step<Self>, TreeError> {
+        let from = self.remote.join(&entry.name);
+        let DirEntry { name, attributes } = known(copy, &from, entry).await?;
+        let local = self.local.clone();
+        match attributes.kind() {
+            FileKind::Directory => {
+                let (depth, mode) = (deeper(self.depth, &from)?, mode_or(&attributes, DIRECTORY_MODE));
+                let target = blocking(move || local.enter(&name, mode)).await?;
+                return Self::open(copy, from, target, attributes, depth).await.map(Step::Below);
+            }
+            FileKind::Symlink => {
+                let target = copy.sftp.read_link(&from).await?;
+                blocking(move || local.symlink(&target, &name)).await?;
+            }
+            FileKind::File => {
+                let (copy, room) = (Arc::clone(copy), copy.room().await);
+                self.files.spawn(async move {
+                    let _room = room;
+                    file(&copy, &from, Target::Entry(local, name), &attributes).await
+                });
+            }
+            FileKind::Special | FileKind::Unknown => return Err(TreeError::Special(from)),
         }
-        listing.close().await?;
-        copy.collect(&mut files, true).await?;
-        let preserve = copy.options.preserve;
+        Ok(Step::Copied)
+    }
+}
+
+impl Level for Directory {
+    async fn step(&mut self, copy: &Arc<Transfer>) -> Result<Step<Self>, TreeError> {
+        match self.listing.next().await {
+            Ok(Some(entry)) => self.copy(copy, entry).await,
+            Ok(None) => Ok(Step::End(Ok(()))),
+            Err(error) => Ok(Step::End(Err(error.into()))),
+        }
+    }
+
+    fn files(&mut self) -> &mut Files {
+        &mut self.files
+    }
+
+    async fn finish(self, copy: &Transfer) -> Result<(), TreeError> {
+        let (preserve, Self { local, attributes, .. }) = (copy.options.preserve, self);
         blocking(move || local.finish(&attributes, preserve)).await
-    })
+    }
 }
 
 /// The entry with its kind, also from a server that lists names only.
@@ -90,37 +137,6 @@ async fn known(copy: &Transfer, from: &Path, entry: DirEntry) -> Result<DirEntry
             ..entry
         }),
         _ => Ok(entry),
-    }
-}
-
-async fn entry(
-    copy: &Arc<Transfer>,
-    from: PathBuf,
-    local: &LocalDir,
-    entry: DirEntry,
-    files: &mut JoinSet<Result<(), TreeError>>,
-) -> Result<(), TreeError> {
-    let DirEntry { name, attributes } = entry;
-    let local = local.clone();
-    match attributes.kind() {
-        FileKind::Directory => {
-            let mode = mode_or(&attributes, DIRECTORY_MODE);
-            let target = blocking(move || local.enter(&name, mode)).await?;
-            directory(Arc::clone(copy), from, target, attributes).await
-        }
-        FileKind::Symlink => {
-            let target = copy.sftp.read_link(&from).await?;
-            blocking(move || local.symlink(&target, &name)).await
-        }
-        FileKind::File => {
-            let (copy, room) = (Arc::clone(copy), copy.room().await);
-            files.spawn(async move {
-                let _room = room;
-                file(&copy, &from, Target::Entry(local, name), &attributes).await
-            });
-            Ok(())
-        }
-        FileKind::Special | FileKind::Unknown => Err(TreeError::Special(from)),
     }
 }
 

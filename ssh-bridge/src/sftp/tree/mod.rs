@@ -7,6 +7,7 @@
 mod download;
 mod local;
 mod upload;
+mod walk;
 
 use std::fmt;
 use std::io;
@@ -15,9 +16,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::{JoinError, JoinSet};
+use tokio::task::JoinError;
 
 use super::{SftpClient, SftpError};
+use walk::{Files, MAX_DEPTH};
 
 /// Files under way at once. Each holds up to 2 MiB.
 const FILES: usize = 8;
@@ -94,6 +96,9 @@ pub enum TreeError {
     /// A device, a FIFO or a socket.
     #[error("{0:?} is neither a file nor a directory nor a link, and is not copied")]
     Special(PathBuf),
+    /// More directories in directories than are copied.
+    #[error("{0:?} is deeper than the {MAX_DEPTH} levels of directories that are copied")]
+    TooDeep(PathBuf),
     /// A part of the copy was ended from outside.
     #[error("the copy was given up")]
     GivenUp(#[from] JoinError),
@@ -115,7 +120,7 @@ impl TreeError {
             Self::Local { source, .. } => {
                 matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
             }
-            Self::Special(_) => false,
+            Self::Special(_) | Self::TooDeep(_) => false,
             Self::GivenUp(_) => true,
         }
     }
@@ -224,7 +229,7 @@ impl Transfer {
     }
 
     /// Takes the results of files, all of them or those that are there.
-    async fn collect(&self, files: &mut JoinSet<Result<(), TreeError>>, all: bool) -> Result<(), TreeError> {
+    async fn collect(&self, files: &mut Files, all: bool) -> Result<(), TreeError> {
         while let Some(joined) = match all {
             true => files.join_next().await,
             false => files.try_join_next(),

@@ -1,18 +1,18 @@
 //! From this machine to a guest.
 
+use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata, ReadDir};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::BytesMut;
 use rustix::fs::OFlags;
 use tokio::io::AsyncReadExt;
-use tokio::task::JoinSet;
 
+use super::walk::{Files, Level, Step, deeper, walk};
 use super::{Transfer, TreeError, blocking};
 use crate::sftp::{FileAttributes, OpenOptions, StatusCode};
 
@@ -29,7 +29,8 @@ pub(super) async fn run(copy: &Arc<Transfer>, local: &Path, remote: &Path) -> Re
     let path = local.to_owned();
     let found = blocking(move || fs::metadata(&path).map_err(TreeError::local("look at", &path))).await?;
     if found.is_dir() {
-        return directory(Arc::clone(copy), local.to_owned(), remote.to_owned(), found).await;
+        let root = Directory::open(copy, local.to_owned(), remote.to_owned(), found, 0).await?;
+        return walk(copy, root).await;
     }
     if !found.is_file() {
         return Err(TreeError::Special(local.to_owned()));
@@ -37,46 +38,97 @@ pub(super) async fn run(copy: &Arc<Transfer>, local: &Path, remote: &Path) -> Re
     file(copy, local.to_owned(), remote, OFlags::empty()).await
 }
 
-/// Copies a directory with what is in it. Boxed, because it calls itself.
-fn directory(
-    copy: Arc<Transfer>,
+/// A directory here and the one in the guest.
+struct Directory {
     local: PathBuf,
     remote: PathBuf,
     found: Metadata,
-) -> Pin<Box<dyn Future<Output = Result<(), TreeError>> + Send>> {
-    Box::pin(async move {
-        let path = local.clone();
-        let mut listing = blocking(move || fs::read_dir(&path).map_err(TreeError::local("list", &path))).await?;
-        let lent = make_directory(&copy, &remote, found.mode()).await?;
-        let mut files = JoinSet::new();
-        loop {
-            let names;
-            (listing, names) = next_names(listing, local.clone()).await?;
-            if names.is_empty() {
-                break;
-            }
-            for name in names {
-                let (from, to) = (local.join(&name), remote.join(&name));
-                let result = entry(&copy, from, to, &mut files).await;
-                copy.note(result)?;
-                copy.collect(&mut files, false).await?;
-            }
-        }
-        copy.collect(&mut files, true).await?;
-        finish_directory(&copy, &remote, &found, lent).await
-    })
+    /// None while names are read from it, and when that failed.
+    listing: Option<ReadDir>,
+    names: VecDeque<OsString>,
+    /// The bits that its owner has only while it is filled.
+    lent: u32,
+    files: Files,
+    depth: usize,
 }
 
-/// The next names of a directory of any size; none at its end.
-async fn next_names(mut listing: ReadDir, path: PathBuf) -> Result<(ReadDir, Vec<OsString>), TreeError> {
-    blocking(move || {
-        let names = listing.by_ref().take(NAMES).map(|entry| Ok(entry?.file_name()));
-        let names = names
-            .collect::<io::Result<_>>()
-            .map_err(TreeError::local("list", &path))?;
-        Ok((listing, names))
-    })
-    .await
+impl Directory {
+    async fn open(
+        copy: &Transfer,
+        local: PathBuf,
+        remote: PathBuf,
+        found: Metadata,
+        depth: usize,
+    ) -> Result<Self, TreeError> {
+        let path = local.clone();
+        let listing = blocking(move || fs::read_dir(&path).map_err(TreeError::local("list", &path))).await?;
+        Ok(Self {
+            lent: make_directory(copy, &remote, found.mode()).await?,
+            local,
+            remote,
+            found,
+            listing: Some(listing),
+            names: VecDeque::new(),
+            files: Files::new(),
+            depth,
+        })
+    }
+
+    /// The next name; none at the end.
+    async fn next(&mut self) -> Result<Option<OsString>, TreeError> {
+        if self.names.is_empty()
+            && let Some(mut listing) = self.listing.take()
+        {
+            let path = self.local.clone();
+            let read = blocking(move || {
+                let names = listing.by_ref().take(NAMES).map(|entry| Ok(entry?.file_name()));
+                let names = names.collect::<io::Result<VecDeque<_>>>();
+                Ok((listing, names.map_err(TreeError::local("list", &path))?))
+            });
+            let (listing, names) = read.await?;
+            (self.listing, self.names) = (Some(listing), names);
+        }
+        Ok(self.names.pop_front())
+    }
+
+    async fn copy(&mut self, copy: &Arc<Transfer>, name: OsString) -> Result<Step<Self>, TreeError> {
+        let (from, to) = (self.local.join(&name), self.remote.join(&name));
+        let path = from.clone();
+        let found = blocking(move || fs::symlink_metadata(&path).map_err(TreeError::local("look at", &path))).await?;
+        if found.is_dir() {
+            let depth = deeper(self.depth, &from)?;
+            return Self::open(copy, from, to, found, depth).await.map(Step::Below);
+        } else if found.is_symlink() {
+            symlink(copy, from, &to).await?;
+        } else if found.is_file() {
+            let (copy, room) = (Arc::clone(copy), copy.room().await);
+            self.files.spawn(async move {
+                let _room = room;
+                file(&copy, from, &to, OFlags::NOFOLLOW).await
+            });
+        } else {
+            return Err(TreeError::Special(from));
+        }
+        Ok(Step::Copied)
+    }
+}
+
+impl Level for Directory {
+    async fn step(&mut self, copy: &Arc<Transfer>) -> Result<Step<Self>, TreeError> {
+        match self.next().await {
+            Ok(Some(name)) => self.copy(copy, name).await,
+            Ok(None) => Ok(Step::End(Ok(()))),
+            Err(error) => Ok(Step::End(Err(error))),
+        }
+    }
+
+    fn files(&mut self) -> &mut Files {
+        &mut self.files
+    }
+
+    async fn finish(self, copy: &Transfer) -> Result<(), TreeError> {
+        finish_directory(copy, &self.remote, &self.found, self.lent).await
+    }
 }
 
 /// Makes the directory, or takes the one that is there. Returns the bits that its owner has only while it is filled.
@@ -102,30 +154,6 @@ async fn finish_directory(copy: &Transfer, remote: &Path, found: &Metadata, lent
         copy.sftp.set_permissions(remote, mode & !lent).await?;
     }
     Ok(())
-}
-
-async fn entry(
-    copy: &Arc<Transfer>,
-    from: PathBuf,
-    to: PathBuf,
-    files: &mut JoinSet<Result<(), TreeError>>,
-) -> Result<(), TreeError> {
-    let path = from.clone();
-    let found = blocking(move || fs::symlink_metadata(&path).map_err(TreeError::local("look at", &path))).await?;
-    if found.is_dir() {
-        directory(Arc::clone(copy), from, to, found).await
-    } else if found.is_symlink() {
-        symlink(copy, from, &to).await
-    } else if found.is_file() {
-        let (copy, room) = (Arc::clone(copy), copy.room().await);
-        files.spawn(async move {
-            let _room = room;
-            file(&copy, from, &to, OFlags::NOFOLLOW).await
-        });
-        Ok(())
-    } else {
-        Err(TreeError::Special(from))
-    }
 }
 
 /// Makes a link, in place of a file or link that is there.
