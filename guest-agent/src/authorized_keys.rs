@@ -10,9 +10,11 @@ use russh::keys::{Algorithm, Certificate, PublicKey};
 
 mod certificate;
 mod options;
+mod own;
 mod permit;
 
 pub use options::{OptionError, Options};
+pub use own::read as read_own;
 
 /// Lines beyond this many are not read: each one costs time at every login.
 const MAX_LINES: usize = 10_000;

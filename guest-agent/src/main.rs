@@ -11,7 +11,7 @@ use msb_protocol::identity::SshFeatures;
 
 const USAGE: &str = "usage: msb-agent serve --stdio --host-key FILE --authorized-keys FILE
                 [--no-port-forwarding] [--no-agent-forwarding] [--no-sftp]
-                [--login-grace SECONDS]
+                [--no-own-keys] [--login-grace SECONDS]
        msb-agent sftp-server
        msb-agent --version
 As PID 1 of a guest, named init, it takes no arguments.";
@@ -56,6 +56,7 @@ fn serve(options: &[&str]) -> Result<(), String> {
             "--no-port-forwarding" => features.port_forwarding = false,
             "--no-agent-forwarding" => features.agent_forwarding = false,
             "--no-sftp" => features.sftp = false,
+            "--no-own-keys" => features.own_keys = false,
             "--login-grace" => match options.next().and_then(|seconds| seconds.parse().ok()) {
                 Some(seconds) => grace = Some(Duration::from_secs(seconds)),
                 None => return Err(format!("serve: --login-grace takes a number of seconds\n{USAGE}")),

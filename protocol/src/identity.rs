@@ -52,6 +52,8 @@ pub struct SshFeatures {
     pub agent_forwarding: bool,
     /// File transfer.
     pub sftp: bool,
+    /// Logins with the keys that a user's own `~/.ssh/authorized_keys` names, besides those that the host gave.
+    pub own_keys: bool,
 }
 
 impl SshFeatures {
@@ -66,6 +68,7 @@ impl Default for SshFeatures {
             port_forwarding: true,
             agent_forwarding: true,
             sftp: true,
+            own_keys: true,
         }
     }
 }

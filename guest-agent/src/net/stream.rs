@@ -53,6 +53,14 @@ impl FdStream {
         Ok(rustix::io::read(self.input.get_ref(), buffer)?)
     }
 
+    /// Writes what there is room for, without waiting.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] when there is no room, and as for `write(2)`.
+    pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(rustix::io::write(self.output.get_ref(), bytes)?)
+    }
+
     /// The descriptor that is read from.
     pub fn input(&self) -> &OwnedFd {
         self.input.get_ref()

@@ -1,16 +1,17 @@
-//! Bounds what a connection holds of input that no consumer takes.
+//! Bounds what a connection holds of input that no consumer takes, and makes output wait for the client.
 //!
 //! Over the soft limit the window shrinks to a trickle, and the trickle of a stalled channel is paced: the session waits
 //! before it answers it, but never while another channel has something to receive or to send. Over the hard limit,
 //! which a trickle takes weeks to reach, the connection waits for a consumer as a whole: the bound holds.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use msb_protocol::receive_budget::ReceiveBudget;
 use tokio::sync::Notify;
 
 use super::WINDOW;
+use super::transport::Outbound;
 use crate::net::Liveness;
 
 /// Unread input above which a connection's windows shrink, in bytes.
@@ -32,14 +33,16 @@ pub(super) struct Budget {
     /// Input was consumed, or output is about to be sent.
     progress: Notify,
     liveness: Liveness,
+    outbound: Arc<Outbound>,
 }
 
 impl Budget {
-    pub(super) fn new(liveness: Liveness) -> Self {
+    pub(super) fn new(liveness: Liveness, outbound: Arc<Outbound>) -> Self {
         Self {
             state: Mutex::new(ReceiveBudget::new(WINDOW, SOFT_LIMIT)),
             progress: Notify::new(),
             liveness,
+            outbound,
         }
     }
 
@@ -55,6 +58,11 @@ impl Budget {
     pub(super) fn consumed(&self, bytes: usize) {
         self.state().consumed(bytes);
         self.progress.notify_waiters();
+    }
+
+    /// Waits until the client has read most of what was sent.
+    pub(super) async fn room(&self) {
+        self.outbound.room().await;
     }
 
     /// Ends a pause, because the session has something to send.

@@ -8,7 +8,7 @@ use russh::server::{Auth, ChannelOpenHandle, Msg, PublicKeyOffer, Session, Verif
 use russh::{Channel, ChannelId, ChannelOpenFailure, Pty, Sig};
 use tokio::sync::Notify;
 
-use super::auth;
+use super::auth::{self, Candidate};
 use super::budget::Budget;
 use super::channel::{Login, SessionChannel};
 use super::channels::{Channels, Open};
@@ -17,6 +17,7 @@ use super::input::Input;
 use super::outlet::Outlet;
 use super::process::Program;
 use super::terminal::{Size, Terminal};
+use super::transport::Outbound;
 use super::{SessionError, Settings, signals};
 use crate::console;
 use crate::net::Liveness;
@@ -39,10 +40,10 @@ pub(super) struct Handler {
 }
 
 impl Handler {
-    pub(super) fn new(settings: Settings, liveness: Liveness, logged_in: Arc<Notify>) -> Self {
+    pub(super) fn new(settings: Settings, liveness: Liveness, outbound: Arc<Outbound>, logged_in: Arc<Notify>) -> Self {
         Self {
             settings,
-            budget: Arc::new(Budget::new(liveness)),
+            budget: Arc::new(Budget::new(liveness, outbound)),
             login: None,
             logged_in,
             channels: Channels::new(),
@@ -211,23 +212,22 @@ impl russh::server::Handler for Handler {
     type Error = SessionError;
 
     async fn auth_publickey_offered(&mut self, user: &str, offer: PublicKeyOffer<'_>) -> Result<Auth, SessionError> {
-        let keys = &self.settings.authorized_keys;
-        Ok(auth::answer(auth::may_sign(
-            keys,
-            user,
-            offer.public_key,
-            offer.algorithm,
-        )))
+        let candidate = Candidate::find(user, &self.settings).await;
+        let may_prove = |candidate: Candidate<'_>| candidate.may_prove(offer.public_key, offer.algorithm);
+        Ok(auth::answer(candidate.is_some_and(may_prove)))
     }
 
     async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, SessionError> {
-        let keys = &self.settings.authorized_keys;
-        self.login = auth::by_key(keys, user, key.public_key, key.algorithm).map(Arc::new);
+        let candidate = Candidate::find(user, &self.settings).await;
+        let login = candidate.and_then(|candidate| candidate.by_key(key.public_key, key.algorithm));
+        self.login = login.map(Arc::new);
         Ok(auth::answer(self.login.is_some()))
     }
 
     async fn auth_openssh_certificate(&mut self, user: &str, certificate: &Certificate) -> Result<Auth, SessionError> {
-        self.login = auth::by_certificate(&self.settings.authorized_keys, user, certificate).map(Arc::new);
+        let candidate = Candidate::find(user, &self.settings).await;
+        let login = candidate.and_then(|candidate| candidate.by_certificate(certificate));
+        self.login = login.map(Arc::new);
         Ok(auth::answer(self.login.is_some()))
     }
 

@@ -146,7 +146,10 @@ mod tests {
 
     fn input() -> (Input, UnixStream) {
         let (peer, ours) = UnixStream::pair().unwrap();
-        let budget = Arc::new(Budget::new(FdStream::new(ours.into()).unwrap().liveness()));
+        let budget = Arc::new(Budget::new(
+            FdStream::new(ours.into()).unwrap().liveness(),
+            Arc::default(),
+        ));
         (Input::new(budget), peer)
     }
 

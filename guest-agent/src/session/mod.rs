@@ -31,8 +31,10 @@ mod outlet;
 mod process;
 mod signals;
 mod terminal;
+mod transport;
 
 use handler::Handler;
+use transport::Transport;
 
 /// How long a client has to log in, as in sshd.
 const LOGIN_GRACE: Duration = Duration::from_secs(120);
@@ -232,7 +234,9 @@ async fn converse(stream: FdStream, settings: Settings) -> Result<(), SessionErr
 async fn connection(stream: FdStream, settings: Settings) -> Result<(), SessionError> {
     let logged_in = Arc::new(Notify::new());
     let (config, grace) = (Arc::clone(&settings.config), settings.login_grace);
-    let handler = Handler::new(settings, stream.liveness(), Arc::clone(&logged_in));
+    let liveness = stream.liveness();
+    let (stream, outbound) = Transport::new(stream);
+    let handler = Handler::new(settings, liveness, outbound, Arc::clone(&logged_in));
     let login = async {
         let session = russh::server::run_stream(config, stream, handler).await?;
         let mut session = Box::pin(session);

@@ -36,11 +36,13 @@ impl Outlet {
     }
 
     pub(super) async fn stdout(&self, data: Bytes) -> Result<(), Gone> {
+        self.budget.room().await;
         self.budget.wake();
         self.writer.data_bytes(data).await.map_err(|_| Gone)
     }
 
     async fn stderr(&self, data: Bytes) -> Result<(), Gone> {
+        self.budget.room().await;
         self.budget.wake();
         self.writer.extended_data_bytes(STDERR, data).await.map_err(|_| Gone)
     }

@@ -67,7 +67,7 @@ impl Server {
         format!(
             "Host box\n\
              User {user}\n\
-             ProxyCommand {AGENT} serve --stdio --host-key {host} --authorized-keys {keys} {arguments}\n\
+             ProxyCommand {AGENT} serve --stdio --host-key {host} --authorized-keys {keys} --no-own-keys {arguments}\n\
              IdentityFile {identity}\n\
              IdentitiesOnly yes\n\
              UserKnownHostsFile {known}\n\
@@ -165,6 +165,7 @@ pub(crate) fn serve(server: &Server) -> Command {
         .args(["60", AGENT, "serve", "--stdio", "--host-key"])
         .arg(server.path("host"));
     command.arg("--authorized-keys").arg(server.path("authorized_keys"));
+    command.arg("--no-own-keys");
     command
 }
 
