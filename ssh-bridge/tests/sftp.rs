@@ -230,7 +230,7 @@ async fn a_write_that_fails_is_told_at_the_latest_when_the_file_is_closed() {
     assert!(error.to_string().contains("No space left on device"), "{error}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn requests_of_one_session_do_not_wait_for_each_other() {
     let (agent, _client, sftp) = connected().await;
     let mut tasks = tokio::task::JoinSet::new();
@@ -247,7 +247,7 @@ async fn requests_of_one_session_do_not_wait_for_each_other() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_given_up_half_way_leaves_no_handle_open() {
     let (agent, _client, sftp) = connected().await;
     let path = agent.path("file");
