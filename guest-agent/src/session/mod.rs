@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use msb_protocol::identity::SshFeatures;
-use russh::keys::PrivateKey;
+use russh::keys::ssh_key::certificate::CertType;
+use russh::keys::{Certificate, PrivateKey};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
@@ -65,6 +66,12 @@ pub enum SettingsError {
     /// The host key is damaged, encrypted or of an unknown kind.
     #[error("the host key is no unencrypted private key in OpenSSH format")]
     HostKey(#[source] russh::keys::ssh_key::Error),
+    /// The host certificate is damaged.
+    #[error("the host certificate is no certificate in OpenSSH format")]
+    HostCertificate(#[source] russh::keys::ssh_key::Error),
+    /// The certificate is a user's, or of another key.
+    #[error("the host certificate does not certify the host key: make it with ssh-keygen -h -s AUTHORITY HOST_KEY.pub")]
+    OtherCertificate,
     /// A file named on the command line.
     #[error("cannot read {path}")]
     Read {
@@ -105,7 +112,7 @@ impl Settings {
             console::log(&format!("authorized_keys line {} is ignored: {reason}", refused.line));
         }
         Ok(Self {
-            config: Arc::new(server_config(host_key)),
+            config: Arc::new(server_config(vec![host_key])),
             authorized_keys: Arc::new(authorized_keys),
             environment: Arc::default(),
             features: SshFeatures::default(),
@@ -114,18 +121,45 @@ impl Settings {
         })
     }
 
-    /// Settings from files, as for [`Settings::new`].
+    /// Settings from files, as for [`Settings::new`] and [`Settings::with_host_certificate`].
     ///
     /// # Errors
-    /// As for [`Settings::new`], and when a file cannot be read.
-    pub fn read(host_key: &Path, authorized_keys: &Path) -> Result<Self, SettingsError> {
+    /// As for these, and when a file cannot be read.
+    pub fn read(
+        host_key: &Path,
+        host_certificate: Option<&Path>,
+        authorized_keys: &Path,
+    ) -> Result<Self, SettingsError> {
         let read = |path: &Path| {
             std::fs::read(path).map_err(|source| SettingsError::Read {
                 path: path.into(),
                 source,
             })
         };
-        Self::new(&read(host_key)?, &read(authorized_keys)?)
+        let settings = Self::new(&read(host_key)?, &read(authorized_keys)?)?;
+        match host_certificate {
+            Some(path) => settings.with_host_certificate(&read(path)?),
+            None => Ok(settings),
+        }
+    }
+
+    /// Shows clients a certificate of the host key, in OpenSSH format, besides the key.
+    ///
+    /// # Errors
+    /// When it is none, or certifies something else.
+    pub fn with_host_certificate(mut self, certificate: &[u8]) -> Result<Self, SettingsError> {
+        let text = String::from_utf8_lossy(certificate);
+        let certificate = Certificate::from_openssh(text.trim()).map_err(SettingsError::HostCertificate)?;
+        let keys = self.config.keys.clone();
+        let certifies = |key: &PrivateKey| key.public_key().key_data() == certificate.public_key();
+        if certificate.cert_type() != CertType::Host || !keys.iter().any(certifies) {
+            return Err(SettingsError::OtherCertificate);
+        }
+        self.config = Arc::new(russh::server::Config {
+            certificates: vec![certificate],
+            ..server_config(keys)
+        });
+        Ok(self)
     }
 
     /// Adds an environment to every session, beneath what the login itself sets.
@@ -157,7 +191,7 @@ impl Settings {
     }
 }
 
-fn server_config(host_key: PrivateKey) -> russh::server::Config {
+fn server_config(keys: Vec<PrivateKey>) -> russh::server::Config {
     russh::server::Config {
         server_id: russh::SshId::Standard(concat!("SSH-2.0-msb_", env!("CARGO_PKG_VERSION")).into()),
         methods: [russh::MethodKind::PublicKey].as_slice().into(),
@@ -165,7 +199,7 @@ fn server_config(host_key: PrivateKey) -> russh::server::Config {
         // The probe with method "none" that every client begins with names no key.
         auth_rejection_time_initial: Some(Duration::ZERO),
         max_auth_attempts: 6,
-        keys: vec![host_key],
+        keys,
         window_size: WINDOW,
         maximum_packet_size: MAX_PACKET,
         event_buffer_size: 32,
