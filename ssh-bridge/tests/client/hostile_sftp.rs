@@ -239,3 +239,20 @@ async fn a_tree_without_a_bottom_ends_at_a_depth() {
     }
     assert_eq!(depth, 255);
 }
+
+#[tokio::test]
+async fn a_server_without_extensions_is_asked_for_none() {
+    const RENAME: u8 = 18;
+    let kinds = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let seen = Arc::clone(&kinds);
+    let (_client, sftp) = connected(move |request| {
+        seen.lock().unwrap().push(request[0]);
+        match request[0] {
+            1 => greeting(),
+            _ => status(request, 0),
+        }
+    })
+    .await;
+    sftp.unwrap().rename("a", "b").await.unwrap();
+    assert_eq!(*kinds.lock().unwrap(), [1, RENAME]);
+}
