@@ -10,7 +10,7 @@ use msb_agent::{console, init, sftp};
 use msb_protocol::identity::SshFeatures;
 
 const USAGE: &str = "usage: msb-agent serve --stdio --host-key FILE --authorized-keys FILE
-                [--no-port-forwarding] [--no-agent-forwarding] [--no-sftp]
+                [--host-certificate FILE] [--no-port-forwarding] [--no-agent-forwarding] [--no-sftp]
                 [--no-own-keys] [--login-grace SECONDS]
        msb-agent sftp-server
        msb-agent --version
@@ -46,12 +46,13 @@ fn main() -> ExitCode {
 
 fn serve(options: &[&str]) -> Result<(), String> {
     let (mut stdio, mut host_key, mut authorized_keys) = (false, None, None);
-    let (mut features, mut grace) = (SshFeatures::default(), None);
+    let (mut features, mut grace, mut host_certificate) = (SshFeatures::default(), None, None);
     let mut options = options.iter();
     while let Some(option) = options.next() {
         match *option {
             "--stdio" => stdio = true,
             "--host-key" => host_key = options.next().map(PathBuf::from),
+            "--host-certificate" => host_certificate = options.next().map(PathBuf::from),
             "--authorized-keys" => authorized_keys = options.next().map(PathBuf::from),
             "--no-port-forwarding" => features.port_forwarding = false,
             "--no-agent-forwarding" => features.agent_forwarding = false,
@@ -69,8 +70,9 @@ fn serve(options: &[&str]) -> Result<(), String> {
             "serve: --stdio, --host-key and --authorized-keys are all needed\n{USAGE}"
         ));
     };
-    let mut settings = Settings::read(&host_key, &authorized_keys).map_err(|error| console::chain(&error))?;
-    settings = settings.with_features(features);
+    let mut settings = Settings::read(&host_key, host_certificate.as_deref(), &authorized_keys)
+        .map_err(|error| console::chain(&error))?
+        .with_features(features);
     if let Some(grace) = grace {
         settings = settings.with_login_grace(grace);
     }

@@ -111,3 +111,43 @@ fn an_authority_narrows_what_its_certificates_permit() {
     certify(&server, "authority", &["-n", &user, "-O", "force-command=echo other"]);
     assert!(is_refused(&server), "two commands cannot both be forced");
 }
+
+#[test]
+fn a_host_certificate_stands_for_the_key() {
+    let server = Server::new();
+    server.generate_key("authority");
+    let mut certify = Command::new("ssh-keygen");
+    certify
+        .args(["-q", "-I", "test", "-h", "-n", "box", "-s"])
+        .arg(server.path("authority"));
+    assert_success(&output(certify.arg(server.path("host.pub"))));
+    let config = fs::read_to_string(server.path("config")).unwrap();
+    let certificate = format!(
+        " --host-certificate {} --no-own-keys",
+        server.path("host-cert.pub").display()
+    );
+    server.write("config", &config.replacen(" --no-own-keys", &certificate, 1));
+    assert_eq!(stdout(&server.run("echo by key")), "by key\n");
+
+    let authority = fs::read_to_string(server.path("authority.pub")).unwrap();
+    server.write("known_hosts", &format!("@cert-authority box {authority}"));
+    assert_eq!(stdout(&server.run("echo by certificate")), "by certificate\n");
+    server.write("known_hosts", &format!("@cert-authority other {authority}"));
+    assert_eq!(server.run("true").status.code(), Some(255));
+}
+
+#[test]
+fn a_certificate_of_another_key_is_no_host_certificate() {
+    let server = Server::new();
+    server.generate_key("authority");
+    certify(&server, "authority", &["-h", "-n", "box"]);
+    let mut serve = support::serve(&server);
+    let refused = output(
+        serve
+            .arg("--host-certificate")
+            .arg(server.path("user-cert.pub"))
+            .stdin(Stdio::null()),
+    );
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("does not certify the host key"));
+}

@@ -13,6 +13,9 @@ pub const DIRECTORY: &str = "/.msb";
 /// Private host key in OpenSSH format, mode 0600, in [`DIRECTORY`].
 pub const HOST_KEY: &str = "host_key";
 
+/// Certificate of the host key in OpenSSH format, mode 0600, in [`DIRECTORY`]; optional.
+pub const HOST_CERTIFICATE: &str = "host_key-cert.pub";
+
 /// Public keys that may log in, in the format of sshd's `authorized_keys`, in [`DIRECTORY`].
 pub const AUTHORIZED_KEYS: &str = "authorized_keys";
 

@@ -4,13 +4,14 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use msb_protocol::identity::{AUTHORIZED_KEYS, CONFIG, DIRECTORY, GuestConfig, HOST_KEY};
+use msb_protocol::identity::{AUTHORIZED_KEYS, CONFIG, DIRECTORY, GuestConfig, HOST_CERTIFICATE, HOST_KEY};
 
 use super::degraded;
 
 /// Who this guest is.
 pub(super) struct Identity {
     pub(super) host_key: Vec<u8>,
+    pub(super) host_certificate: Option<Vec<u8>>,
     pub(super) authorized_keys: Vec<u8>,
     pub(super) config: GuestConfig,
 }
@@ -51,8 +52,13 @@ fn read(directory: &Path) -> Result<Identity, IdentityError> {
         let path = directory.join(name);
         fs::read(&path).map_err(|source| IdentityError::Read { path, source })
     };
+    let optional = |name: &str| match file(name) {
+        Err(IdentityError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        read => read.map(Some),
+    };
     Ok(Identity {
         host_key: file(HOST_KEY)?,
+        host_certificate: optional(HOST_CERTIFICATE)?,
         authorized_keys: file(AUTHORIZED_KEYS)?,
         config: serde_json::from_slice(&file(CONFIG)?).map_err(|source| IdentityError::Config {
             path: directory.join(CONFIG),

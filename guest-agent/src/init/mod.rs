@@ -100,10 +100,13 @@ impl Init {
         let signals = Signals::block().map_err(InitError::Signals)?;
         let identity = identity::take()?;
         system::prepare(&identity.config);
-        let settings = Settings::new(&identity.host_key, &identity.authorized_keys)?
+        let mut settings = Settings::new(&identity.host_key, &identity.authorized_keys)?
             .with_environment(identity.config.environment)
             .with_features(identity.config.ssh)
             .with_guest_end(ask_to_end);
+        if let Some(certificate) = identity.host_certificate {
+            settings = settings.with_host_certificate(&certificate)?;
+        }
         let port = msb_protocol::ports::SSH;
         let listener = VsockListener::bind_with_cid_port(vsock::VMADDR_CID_ANY, port)
             .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
