@@ -15,7 +15,7 @@ pub(crate) fn plink(fixture: &Fixture) {
     assert_eq!(done.text(), "out\n");
     assert!(done.stderr.ends_with("err\n"), "{}", done.stderr);
 
-    let bytes: Vec<u8> = (0..300_000u32).flat_map(u32::to_le_bytes).collect();
+    let bytes: Vec<u8> = (0..2_000_000u32).flat_map(u32::to_le_bytes).collect();
     let mut plink = client(fixture, "plink", "plink-echo.ppk");
     plink.args([&fixture.server.login(), "cat"]);
     let echoed = finish_with_input(&mut plink, bytes.clone()).expect(0);
