@@ -4,6 +4,7 @@ mod support;
 
 use std::process::Stdio;
 
+use support::raw::{CHANNEL_SUCCESS, CLOSE, DATA, EOF, EXTENDED_DATA, Message, REQUEST, Raw};
 use support::{Server, assert_success, is_root, os, output, output_with_input, own_user, stdout};
 
 #[test]
@@ -256,4 +257,52 @@ fn a_server_without_sftp_transfers_no_files_and_runs_commands() {
     let server = Server::with_arguments("--no-sftp");
     assert!(!server.sftp(b"ls /\n").status.success());
     assert_eq!(stdout(&server.run("echo still")), "still\n");
+}
+
+/// All messages of a session that runs `command`, until its channel is closed.
+fn messages_of(raw: &mut Raw, command: &str) -> Vec<Vec<u8>> {
+    let id = raw.open_session(1);
+    raw.send(&Message::request(id, "exec").string(command));
+    raw.expect(CHANNEL_SUCCESS);
+    let mut messages = Vec::new();
+    loop {
+        let message = raw.receive().unwrap();
+        let last = message[0] == CLOSE;
+        messages.push(message);
+        if last {
+            raw.send(&Message::new(CLOSE).u32(id));
+            return messages;
+        }
+    }
+}
+
+#[test]
+fn a_result_comes_after_all_output_and_before_the_end() {
+    let server = Server::new();
+    let mut raw = Raw::log_in(&server);
+    let messages = messages_of(&mut raw, "seq 1 20000; echo err >&2; exit 7");
+    let [output @ .., result, end, close] = messages.as_slice() else {
+        panic!("{} messages", messages.len());
+    };
+    assert!(output.iter().all(|message| [DATA, EXTENDED_DATA].contains(&message[0])));
+    let status = Message::new(REQUEST).u32(1).string("exit-status").byte(0).u32(7);
+    assert_eq!((result, end[0], close[0]), (&status.0, EOF, CLOSE));
+}
+
+#[test]
+fn a_death_by_signal_is_told_by_its_name() {
+    let server = Server::new();
+    let mut raw = Raw::log_in(&server);
+    for signal in [
+        "HUP", "INT", "ABRT", "KILL", "SEGV", "PIPE", "ALRM", "TERM", "USR1", "USR2",
+    ] {
+        let messages = messages_of(&mut raw, &format!("ulimit -c 0; kill -{signal} $$"));
+        let told = Message::new(REQUEST)
+            .u32(1)
+            .string("exit-signal")
+            .byte(0)
+            .string(signal);
+        let told = told.byte(0).string("").string("");
+        assert_eq!(messages[0], told.0, "{signal}");
+    }
 }
