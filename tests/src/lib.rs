@@ -4,12 +4,14 @@
 
 mod commands;
 mod endpoint;
+mod memory;
 mod msb;
 mod programs_disk;
 mod terminal;
 
 pub use commands::{Finished, finish, finish_with_input, sha256, sha256_of_file};
 pub use endpoint::Endpoint;
+pub use memory::resident_beyond_guest;
 pub use msb::{Msb, Sandbox};
 pub use programs_disk::ProgramsDisk;
 pub use terminal::Terminal;

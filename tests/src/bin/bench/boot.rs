@@ -1,11 +1,10 @@
 //! From the start of `msb run` to the first output and the end, and what an idle sandbox costs.
 
-use std::fs;
 use std::io::Read;
 use std::process::Stdio;
 use std::time::Instant;
 
-use msb_tests::Msb;
+use msb_tests::{Msb, resident_beyond_guest};
 use serde_json::Value;
 
 use crate::figure::Figure;
@@ -50,7 +49,7 @@ pub(crate) fn measure(samples: usize) -> Vec<Figure> {
         let memory_mib = sandbox.inspect()["memory_mib"]
             .as_u64()
             .expect("inspect tells the memory");
-        memory.add(overhead_kib(sandbox.vm().as_raw_nonzero().get(), memory_mib));
+        memory.add(f64::from(resident_beyond_guest(sandbox.vm(), memory_mib)));
         msb.run(["rm", "--force", "idle"]).expect(0);
     }
     let mut figures = vec![first_output, whole, to_agent, to_ready];
@@ -73,24 +72,4 @@ fn run_to_first_output(msb: &Msb) -> f64 {
     let took = began.elapsed();
     assert!(child.wait().expect("a child can be waited for").success());
     took.as_secs_f64() * 1e3
-}
-
-/// Resident KiB of process `pid` outside its mapping of `guest_mib` of guest memory.
-fn overhead_kib(pid: i32, guest_mib: u64) -> f64 {
-    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).expect("the VMM process lives");
-    let mut size = 0;
-    let mut resident = 0;
-    for line in smaps.lines() {
-        let mut words = line.split_whitespace();
-        let (Some(key), Some(value)) = (words.next(), words.next()) else {
-            continue;
-        };
-        let kib = value.parse::<u32>().unwrap_or(0);
-        match key {
-            "Size:" => size = kib,
-            "Rss:" if u64::from(size) < guest_mib << 10 => resident += kib,
-            _ => {}
-        }
-    }
-    f64::from(resident)
 }

@@ -75,6 +75,8 @@ struct Registers {
     driver_features: u64,
     queue_sel: u32,
     queues: Vec<Queue>,
+    /// That the device could not start was logged.
+    complained: bool,
 }
 
 impl MmioTransport {
@@ -100,6 +102,7 @@ impl MmioTransport {
                 driver_features: 0,
                 queue_sel: 0,
                 queues,
+                complained: false,
             }),
         })
     }
@@ -200,7 +203,10 @@ impl MmioTransport {
         if step == VIRTIO_CONFIG_S_DRIVER_OK
             && let Err(error) = self.activate(&registers)
         {
-            tracing::warn!(%error, "a virtio device could not start");
+            // Once: the guest can repeat it as often as it likes.
+            if !std::mem::replace(&mut registers.complained, true) {
+                tracing::warn!(%error, "a virtio device could not start");
+            }
             registers.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
             drop(registers);
             self.interrupt.signal_config_change();
