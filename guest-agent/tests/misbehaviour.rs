@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use support::raw::{
-    CHANNEL_FAILURE, CHANNEL_SUCCESS, CLOSE, DATA, EOF, EXTENDED_DATA, GLOBAL_REQUEST, Message, OPEN,
+    CHANNEL_FAILURE, CHANNEL_SUCCESS, CLOSE, DATA, DISCONNECT, EOF, EXTENDED_DATA, GLOBAL_REQUEST, Message, OPEN,
     OPEN_CONFIRMATION, OPEN_FAILURE, REQUEST, REQUEST_FAILURE, REQUEST_SUCCESS, Raw, WINDOW_ADJUST,
 };
 use support::{Server, pattern, stdout};
@@ -393,6 +393,16 @@ fn a_target_that_does_not_answer_delays_no_other_channel() {
     }
     assert_serves(&mut raw);
     assert_no_panic(&raw.finish().1);
+}
+
+#[test]
+fn a_client_that_says_goodbye_and_stays_is_left() {
+    let server = Server::new();
+    let mut raw = Raw::log_in(&server);
+    raw.send(&Message::new(DISCONNECT).u32(11).string("bye").string(""));
+    while raw.receive().is_some() {}
+    let (status, log) = raw.finish();
+    assert_eq!((status, log.as_str()), (Some(0), ""));
 }
 
 #[test]

@@ -35,10 +35,13 @@ mod terminal;
 mod transport;
 
 use handler::Handler;
-use transport::Transport;
+use transport::{Outbound, Transport};
 
 /// How long a client has to log in, as in sshd.
 const LOGIN_GRACE: Duration = Duration::from_secs(120);
+
+/// How long a client that ended the connection has to close the stream.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// How long every refused login takes, so that its time tells nothing about users and keys.
 const REJECTION_TIME: Duration = Duration::from_millis(20);
@@ -270,7 +273,7 @@ async fn connection(stream: FdStream, settings: Settings) -> Result<(), SessionE
     let (config, grace) = (Arc::clone(&settings.config), settings.login_grace);
     let liveness = stream.liveness();
     let (stream, outbound) = Transport::new(stream);
-    let handler = Handler::new(settings, liveness, outbound, Arc::clone(&logged_in));
+    let handler = Handler::new(settings, liveness, Arc::clone(&outbound), Arc::clone(&logged_in));
     let login = async {
         let session = russh::server::run_stream(config, stream, handler).await?;
         let mut session = Box::pin(session);
@@ -280,10 +283,19 @@ async fn connection(stream: FdStream, settings: Settings) -> Result<(), SessionE
         }
     };
     match tokio::time::timeout(grace, login).await {
-        Ok(Ok(Some(session))) => session.await,
+        Ok(Ok(Some(session))) => tokio::select! {
+            ended = session => ended,
+            () = farewell(&outbound) => Ok(()),
+        },
         Ok(ended) => ended.map(|_| ()),
         Err(_elapsed) => Err(SessionError::LoginTimeout(grace)),
     }
+}
+
+/// Waits until a client that ended the connection has had its time to close the stream: the library waits for that.
+async fn farewell(outbound: &Outbound) {
+    outbound.shut_down().await;
+    tokio::time::sleep(FAREWELL).await;
 }
 
 fn is_departure(error: &io::Error) -> bool {

@@ -34,6 +34,8 @@ pub(super) struct Outbound {
     unsent: Mutex<Unsent>,
     /// Fewer bytes than the soft limit are unsent.
     room: Notify,
+    /// Nothing more will be written.
+    shut_down: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -79,6 +81,11 @@ impl Outbound {
             }
             room.await;
         }
+    }
+
+    /// Waits until the stream is being shut down, for one that waits.
+    pub(super) async fn shut_down(&self) {
+        self.shut_down.notified().await;
     }
 
     fn unsent(&self) -> MutexGuard<'_, Unsent> {
@@ -165,6 +172,7 @@ impl AsyncWrite for Transport {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.outbound.shut_down.notify_one();
         let mut unsent = self.outbound.unsent();
         if !unsent.bytes.is_empty() {
             unsent.writer = Some(context.waker().clone());
