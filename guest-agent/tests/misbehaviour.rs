@@ -464,8 +464,44 @@ fn any_message() -> impl Strategy<Value = Message> {
     ]
 }
 
+/// A message for the time before a login, or one for the time after.
+fn any_early_message() -> impl Strategy<Value = Message> {
+    let methods = prop::sample::select(vec![
+        "none",
+        "password",
+        "publickey",
+        "keyboard-interactive",
+        "hostbased",
+    ]);
+    let services = prop::sample::select(vec!["ssh-userauth", "ssh-connection", "no-such"]);
+    let noise = prop::collection::vec(any::<u8>(), 0..80);
+    prop_oneof![
+        services.clone().prop_map(|name| Message::new(5).string(name)),
+        (services, methods, noise).prop_map(|(service, method, body)| {
+            let request = Message::new(50).string("root").string(service).string(method);
+            Message([request.0, body].concat())
+        }),
+        any_message(),
+    ]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_messages_before_a_login_end_the_connection_or_are_survived(
+        messages in prop::collection::vec(any_early_message(), 1..12),
+    ) {
+        let server = Server::new();
+        let mut raw = Raw::connect(&server, &["--login-grace", "10"]);
+        raw.exchange_keys();
+        for message in &messages {
+            raw.send(message);
+        }
+        let (status, log) = raw.finish();
+        prop_assert!(matches!(status, Some(0 | 1)), "{:?}: {}", status, log);
+        prop_assert!(!log.contains("panicked"), "{}", log);
+    }
 
     #[test]
     fn any_messages_after_a_login_end_the_connection_or_are_survived(
