@@ -2,6 +2,7 @@
 
 use std::os::fd::AsFd;
 
+use msb_protocol::sftp::attribute;
 use rustix::fs::{AtFlags, CWD, Gid, Mode, Stat, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
@@ -21,19 +22,13 @@ pub(super) struct Attributes {
 }
 
 impl Attributes {
-    pub(super) const SIZE: u32 = 1;
-    pub(super) const OWNER: u32 = 2;
-    pub(super) const PERMISSIONS: u32 = 4;
-    pub(super) const TIMES: u32 = 8;
-    pub(super) const EXTENDED: u32 = 1 << 31;
-
     /// Which attributes are there.
     pub(super) fn flags(&self) -> u32 {
         let flag = |present, flag| if present { flag } else { 0 };
-        flag(self.size.is_some(), Self::SIZE)
-            | flag(self.owner.is_some(), Self::OWNER)
-            | flag(self.permissions.is_some(), Self::PERMISSIONS)
-            | flag(self.times.is_some(), Self::TIMES)
+        flag(self.size.is_some(), attribute::SIZE)
+            | flag(self.owner.is_some(), attribute::OWNER)
+            | flag(self.permissions.is_some(), attribute::PERMISSIONS)
+            | flag(self.times.is_some(), attribute::TIMES)
     }
 
     /// The mode for a file that is made.

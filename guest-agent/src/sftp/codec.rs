@@ -1,41 +1,12 @@
 //! The bytes of SFTP: requests are parsed, replies are built. Nothing here touches a file.
 
+use msb_protocol::sftp::{VERSION, attribute, kind};
+
 use super::attributes::Attributes;
 use super::status::Status;
 
-/// The version that is spoken.
-pub(super) const VERSION: u32 = 3;
-
 /// Bytes of the length before each packet and string.
 const LENGTH_FIELD: usize = 4;
-
-const INIT: u8 = 1;
-const VERSION_REPLY: u8 = 2;
-const OPEN: u8 = 3;
-const CLOSE: u8 = 4;
-const READ: u8 = 5;
-const WRITE: u8 = 6;
-const LSTAT: u8 = 7;
-const FSTAT: u8 = 8;
-const SETSTAT: u8 = 9;
-const FSETSTAT: u8 = 10;
-const OPENDIR: u8 = 11;
-const READDIR: u8 = 12;
-const REMOVE: u8 = 13;
-const MKDIR: u8 = 14;
-const RMDIR: u8 = 15;
-const REALPATH: u8 = 16;
-const STAT: u8 = 17;
-const RENAME: u8 = 18;
-const READLINK: u8 = 19;
-const SYMLINK: u8 = 20;
-const EXTENDED: u8 = 200;
-const STATUS_REPLY: u8 = 101;
-const HANDLE_REPLY: u8 = 102;
-const DATA_REPLY: u8 = 103;
-const NAME_REPLY: u8 = 104;
-const ATTRS_REPLY: u8 = 105;
-const EXTENDED_REPLY: u8 = 201;
 
 /// A request. Names and handles are the packet's own bytes.
 #[derive(Debug, Eq, PartialEq)]
@@ -142,7 +113,7 @@ impl<'a> Request<'a> {
     pub(super) fn parse(packet: &'a [u8]) -> Result<Self, Malformed> {
         let mut fields = Fields(packet);
         let kind = fields.byte().map_err(|_| Malformed { id: 0 })?;
-        if kind == INIT {
+        if kind == kind::INIT {
             return Ok(Self::Init);
         }
         let id = fields.u32().map_err(|_| Malformed { id: 0 })?;
@@ -156,59 +127,59 @@ impl<'a> Request<'a> {
 impl<'a> Operation<'a> {
     fn parse(kind: u8, fields: &mut Fields<'a>) -> Result<Self, Truncated> {
         Ok(match kind {
-            OPEN => Self::Open {
+            kind::OPEN => Self::Open {
                 path: fields.string()?,
                 flags: fields.u32()?,
                 attributes: fields.attributes()?,
             },
-            CLOSE => Self::Close {
+            kind::CLOSE => Self::Close {
                 handle: fields.string()?,
             },
-            READ => Self::Read {
+            kind::READ => Self::Read {
                 handle: fields.string()?,
                 offset: fields.u64()?,
                 length: fields.u32()?,
             },
-            WRITE => Self::Write {
+            kind::WRITE => Self::Write {
                 handle: fields.string()?,
                 offset: fields.u64()?,
                 data: fields.string()?,
             },
-            LSTAT => Self::Lstat { path: fields.string()? },
-            FSTAT => Self::Fstat {
+            kind::LSTAT => Self::Lstat { path: fields.string()? },
+            kind::FSTAT => Self::Fstat {
                 handle: fields.string()?,
             },
-            SETSTAT => Self::SetStat {
+            kind::SETSTAT => Self::SetStat {
                 path: fields.string()?,
                 attributes: fields.attributes()?,
             },
-            FSETSTAT => Self::FsetStat {
+            kind::FSETSTAT => Self::FsetStat {
                 handle: fields.string()?,
                 attributes: fields.attributes()?,
             },
-            OPENDIR => Self::OpenDir { path: fields.string()? },
-            READDIR => Self::ReadDir {
+            kind::OPENDIR => Self::OpenDir { path: fields.string()? },
+            kind::READDIR => Self::ReadDir {
                 handle: fields.string()?,
             },
-            REMOVE => Self::Remove { path: fields.string()? },
-            MKDIR => Self::MakeDir {
+            kind::REMOVE => Self::Remove { path: fields.string()? },
+            kind::MKDIR => Self::MakeDir {
                 path: fields.string()?,
                 attributes: fields.attributes()?,
             },
-            RMDIR => Self::RemoveDir { path: fields.string()? },
-            REALPATH => Self::RealPath { path: fields.string()? },
-            STAT => Self::Stat { path: fields.string()? },
-            RENAME => Self::Rename {
+            kind::RMDIR => Self::RemoveDir { path: fields.string()? },
+            kind::REALPATH => Self::RealPath { path: fields.string()? },
+            kind::STAT => Self::Stat { path: fields.string()? },
+            kind::RENAME => Self::Rename {
                 from: fields.string()?,
                 to: fields.string()?,
             },
-            READLINK => Self::ReadLink { path: fields.string()? },
+            kind::READLINK => Self::ReadLink { path: fields.string()? },
             // OpenSSH's order, which every client follows: the draft has it the other way round.
-            SYMLINK => Self::Symlink {
+            kind::SYMLINK => Self::Symlink {
                 target: fields.string()?,
                 link: fields.string()?,
             },
-            EXTENDED => Self::Extended {
+            kind::EXTENDED => Self::Extended {
                 name: fields.string()?,
                 fields: *fields,
             },
@@ -255,19 +226,19 @@ impl<'a> Fields<'a> {
     pub(super) fn attributes(&mut self) -> Result<Attributes, Truncated> {
         let flags = self.u32()?;
         let mut attributes = Attributes::default();
-        if flags & Attributes::SIZE != 0 {
+        if flags & attribute::SIZE != 0 {
             attributes.size = Some(self.u64()?);
         }
-        if flags & Attributes::OWNER != 0 {
+        if flags & attribute::OWNER != 0 {
             attributes.owner = Some((self.u32()?, self.u32()?));
         }
-        if flags & Attributes::PERMISSIONS != 0 {
+        if flags & attribute::PERMISSIONS != 0 {
             attributes.permissions = Some(self.u32()?);
         }
-        if flags & Attributes::TIMES != 0 {
+        if flags & attribute::TIMES != 0 {
             attributes.times = Some((self.u32()?, self.u32()?));
         }
-        if flags & Attributes::EXTENDED != 0 {
+        if flags & attribute::EXTENDED != 0 {
             for _ in 0..self.u32()? {
                 self.string()?;
                 self.string()?;
@@ -299,23 +270,23 @@ impl<'a> Reply<'a> {
     }
 
     pub(super) fn status(self, status: &Status) {
-        let mut packet = self.begin(STATUS_REPLY);
+        let mut packet = self.begin(kind::STATUS_REPLY);
         packet.u32(status.code());
         packet.string(status.message().as_bytes());
         packet.string(b"");
     }
 
     pub(super) fn handle(self, handle: &[u8]) {
-        self.begin(HANDLE_REPLY).string(handle);
+        self.begin(kind::HANDLE_REPLY).string(handle);
     }
 
     pub(super) fn attributes(self, attributes: &Attributes) {
-        self.begin(ATTRS_REPLY).attributes(attributes);
+        self.begin(kind::ATTRIBUTES_REPLY).attributes(attributes);
     }
 
     /// A single name, with itself for its listing and no attributes.
     pub(super) fn name(self, name: &[u8]) {
-        let mut packet = self.begin(NAME_REPLY);
+        let mut packet = self.begin(kind::NAME_REPLY);
         packet.u32(1);
         packet.string(name);
         packet.string(name);
@@ -325,7 +296,7 @@ impl<'a> Reply<'a> {
     /// Data that `read` puts in place, at most `limit` bytes. When it gives a status instead, that is the reply.
     pub(super) fn data(self, limit: usize, read: impl FnOnce(&mut [u8]) -> Result<usize, Status>) {
         let id = self.id;
-        let mut packet = self.begin(DATA_REPLY);
+        let mut packet = self.begin(kind::DATA_REPLY);
         match packet.string_from(limit, read) {
             Ok(()) => {}
             Err(status) => packet.restart(id).status(&status),
@@ -334,7 +305,7 @@ impl<'a> Reply<'a> {
 
     /// Several names, each added by `add`, until it says that there is no more to add.
     pub(super) fn names(self) -> Names<'a> {
-        let mut packet = self.begin(NAME_REPLY);
+        let mut packet = self.begin(kind::NAME_REPLY);
         let count_at = packet.replies.len();
         packet.u32(0);
         Names {
@@ -345,7 +316,7 @@ impl<'a> Reply<'a> {
     }
 
     pub(super) fn extended(self) -> Packet<'a> {
-        self.begin(EXTENDED_REPLY)
+        self.begin(kind::EXTENDED_REPLY)
     }
 }
 
@@ -455,10 +426,10 @@ impl Drop for Packet<'_> {
     }
 }
 
-/// The answer to `INIT`: the version and the extensions, each with its own version.
+/// The answer to `kind::INIT`: the version and the extensions, each with its own version.
 pub(super) fn version(replies: &mut Vec<u8>, extensions: &[(&str, &str)]) {
     let mut packet = Packet::new(replies);
-    packet.byte(VERSION_REPLY);
+    packet.byte(kind::VERSION_REPLY);
     packet.u32(VERSION);
     for (name, version) in extensions {
         packet.string(name.as_bytes());
@@ -474,14 +445,31 @@ mod tests {
 
     #[test]
     fn a_string_longer_than_its_packet_is_malformed_and_the_number_survives() {
-        let packet = [LSTAT, 0, 0, 0, 9, 0xff, 0xff, 0xff, 0xff, b'/'];
+        let packet = [kind::LSTAT, 0, 0, 0, 9, 0xff, 0xff, 0xff, 0xff, b'/'];
         assert_eq!(Request::parse(&packet), Err(Malformed { id: 9 }));
     }
 
     #[test]
     fn extended_attributes_without_end_are_malformed() {
         let packet = [
-            MKDIR, 0, 0, 0, 1, 0, 0, 0, 1, b'd', 0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff,
+            kind::MKDIR,
+            0,
+            0,
+            0,
+            1,
+            0,
+            0,
+            0,
+            1,
+            b'd',
+            0x80,
+            0,
+            0,
+            0,
+            0xff,
+            0xff,
+            0xff,
+            0xff,
         ];
         assert_eq!(Request::parse(&packet), Err(Malformed { id: 1 }));
     }
@@ -491,7 +479,7 @@ mod tests {
         let mut replies = vec![1, 2, 3];
         Reply::new(&mut replies, 5).data(100, |_| Err(Status::EOF));
         assert_eq!(replies[..3], [1, 2, 3]);
-        assert_eq!(replies[3 + LENGTH_FIELD], STATUS_REPLY);
+        assert_eq!(replies[3 + LENGTH_FIELD], kind::STATUS_REPLY);
         let length = u32::from_be_bytes(replies[3..7].try_into().unwrap());
         assert_eq!(usize::try_from(length).unwrap(), replies.len() - 7);
     }

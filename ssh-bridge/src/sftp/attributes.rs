@@ -1,5 +1,7 @@
 //! What is known of a file.
 
+use msb_protocol::sftp::attribute;
+
 /// The bits of a mode that say what a file is (`inode(7)`).
 const KIND_MASK: u32 = 0o170_000;
 
@@ -35,12 +37,6 @@ pub struct FileAttributes {
 }
 
 impl FileAttributes {
-    pub(super) const SIZE: u32 = 1;
-    pub(super) const OWNER: u32 = 2;
-    pub(super) const PERMISSIONS: u32 = 4;
-    pub(super) const TIMES: u32 = 8;
-    pub(super) const EXTENDED: u32 = 1 << 31;
-
     /// Only a mode.
     pub fn with_mode(mode: u32) -> Self {
         Self {
@@ -73,10 +69,10 @@ impl FileAttributes {
     /// Which attributes are there.
     pub(super) fn flags(&self) -> u32 {
         let flag = |present, flag| if present { flag } else { 0 };
-        flag(self.size.is_some(), Self::SIZE)
-            | flag(self.owner.is_some(), Self::OWNER)
-            | flag(self.permissions.is_some(), Self::PERMISSIONS)
-            | flag(self.times.is_some(), Self::TIMES)
+        flag(self.size.is_some(), attribute::SIZE)
+            | flag(self.owner.is_some(), attribute::OWNER)
+            | flag(self.permissions.is_some(), attribute::PERMISSIONS)
+            | flag(self.times.is_some(), attribute::TIMES)
     }
 }
 

@@ -1,46 +1,16 @@
 //! The bytes of SFTP version 3 (draft-ietf-secsh-filexfer-02): requests are built, replies are parsed.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use msb_protocol::sftp::{VERSION, attribute, kind};
 
 use super::attributes::FileAttributes;
 use super::error::{Status, StatusCode};
-
-/// The version that is spoken.
-pub(super) const VERSION: u32 = 3;
 
 /// The longest packet, in bytes without its length field, as in OpenSSH.
 pub(super) const MAX_PACKET: usize = 256 << 10;
 
 /// Bytes before the fields of a request: length, kind and number.
 const HEADER: usize = 4 + 1 + 4;
-
-const INIT: u8 = 1;
-const VERSION_REPLY: u8 = 2;
-const OPEN: u8 = 3;
-const CLOSE: u8 = 4;
-const READ: u8 = 5;
-const WRITE: u8 = 6;
-const LSTAT: u8 = 7;
-const FSTAT: u8 = 8;
-const SETSTAT: u8 = 9;
-const FSETSTAT: u8 = 10;
-const OPENDIR: u8 = 11;
-const READDIR: u8 = 12;
-const REMOVE: u8 = 13;
-const MKDIR: u8 = 14;
-const RMDIR: u8 = 15;
-const REALPATH: u8 = 16;
-const STAT: u8 = 17;
-const RENAME: u8 = 18;
-const READLINK: u8 = 19;
-const SYMLINK: u8 = 20;
-const EXTENDED: u8 = 200;
-const STATUS_REPLY: u8 = 101;
-const HANDLE_REPLY: u8 = 102;
-const DATA_REPLY: u8 = 103;
-const NAME_REPLY: u8 = 104;
-const ATTRIBUTES_REPLY: u8 = 105;
-const EXTENDED_REPLY: u8 = 201;
 
 /// What is wrong with bytes that should be SFTP.
 pub(super) type Malformed = &'static str;
@@ -100,83 +70,86 @@ impl Request {
     }
 
     pub(super) fn open(path: &[u8], flags: u32, attributes: &FileAttributes) -> Self {
-        Self::new(OPEN).string(path).u32(flags).attributes(attributes)
+        Self::new(kind::OPEN).string(path).u32(flags).attributes(attributes)
     }
 
     pub(super) fn close(handle: &[u8]) -> Self {
-        Self::new(CLOSE).string(handle)
+        Self::new(kind::CLOSE).string(handle)
     }
 
     pub(super) fn read(handle: &[u8], offset: u64, length: u32) -> Self {
-        Self::new(READ).string(handle).u64(offset).u32(length)
+        Self::new(kind::READ).string(handle).u64(offset).u32(length)
     }
 
     pub(super) fn write(handle: &[u8], offset: u64, data: Bytes) -> Self {
-        let head = Self::new(WRITE).string(handle).u64(offset).u32(length(data.len()));
+        let head = Self::new(kind::WRITE)
+            .string(handle)
+            .u64(offset)
+            .u32(length(data.len()));
         Self { data, ..head }
     }
 
     pub(super) fn lstat(path: &[u8]) -> Self {
-        Self::new(LSTAT).string(path)
+        Self::new(kind::LSTAT).string(path)
     }
 
     pub(super) fn stat(path: &[u8]) -> Self {
-        Self::new(STAT).string(path)
+        Self::new(kind::STAT).string(path)
     }
 
     pub(super) fn fstat(handle: &[u8]) -> Self {
-        Self::new(FSTAT).string(handle)
+        Self::new(kind::FSTAT).string(handle)
     }
 
     pub(super) fn setstat(path: &[u8], attributes: &FileAttributes) -> Self {
-        Self::new(SETSTAT).string(path).attributes(attributes)
+        Self::new(kind::SETSTAT).string(path).attributes(attributes)
     }
 
     pub(super) fn fsetstat(handle: &[u8], attributes: &FileAttributes) -> Self {
-        Self::new(FSETSTAT).string(handle).attributes(attributes)
+        Self::new(kind::FSETSTAT).string(handle).attributes(attributes)
     }
 
     pub(super) fn opendir(path: &[u8]) -> Self {
-        Self::new(OPENDIR).string(path)
+        Self::new(kind::OPENDIR).string(path)
     }
 
     pub(super) fn readdir(handle: &[u8]) -> Self {
-        Self::new(READDIR).string(handle)
+        Self::new(kind::READDIR).string(handle)
     }
 
     pub(super) fn remove(path: &[u8]) -> Self {
-        Self::new(REMOVE).string(path)
+        Self::new(kind::REMOVE).string(path)
     }
 
     pub(super) fn mkdir(path: &[u8], attributes: &FileAttributes) -> Self {
-        Self::new(MKDIR).string(path).attributes(attributes)
+        Self::new(kind::MKDIR).string(path).attributes(attributes)
     }
 
     pub(super) fn rmdir(path: &[u8]) -> Self {
-        Self::new(RMDIR).string(path)
+        Self::new(kind::RMDIR).string(path)
     }
 
     pub(super) fn realpath(path: &[u8]) -> Self {
-        Self::new(REALPATH).string(path)
+        Self::new(kind::REALPATH).string(path)
     }
 
     pub(super) fn rename(from: &[u8], to: &[u8]) -> Self {
-        Self::new(RENAME).string(from).string(to)
+        Self::new(kind::RENAME).string(from).string(to)
     }
 
     pub(super) fn readlink(path: &[u8]) -> Self {
-        Self::new(READLINK).string(path)
+        Self::new(kind::READLINK).string(path)
     }
 
     /// In the order of OpenSSH, which is not that of the draft.
     pub(super) fn symlink(target: &[u8], link: &[u8]) -> Self {
-        Self::new(SYMLINK).string(target).string(link)
+        Self::new(kind::SYMLINK).string(target).string(link)
     }
 
     pub(super) fn extended(name: &str, fields: &[&[u8]]) -> Self {
         fields
             .iter()
-            .fold(Self::new(EXTENDED).string(name.as_bytes()), |request, field| {
+            .fold(Self::new(kind::EXTENDED).string(name.as_bytes()), |request, field| {
                 request.string(field)
             })
     }
@@ -194,7 +167,7 @@ impl Request {
 pub(super) fn init() -> Bytes {
     let mut packet = BytesMut::new();
     packet.put_u32(5);
-    packet.put_u8(INIT);
+    packet.put_u8(kind::INIT);
     packet.put_u32(VERSION);
     packet.freeze()
 }
@@ -229,12 +202,12 @@ impl Reply {
         let kind = fields.u8()?;
         let id = fields.u32()?;
         let reply = match kind {
-            STATUS_REPLY => Self::Status(fields.status()?),
-            HANDLE_REPLY => Self::Handle(fields.string()?),
-            DATA_REPLY => Self::Data(fields.string()?),
-            NAME_REPLY => Self::Names(fields.names()?),
-            ATTRIBUTES_REPLY => Self::Attributes(fields.attributes()?),
-            EXTENDED_REPLY => Self::Extended(fields.0),
+            kind::STATUS_REPLY => Self::Status(fields.status()?),
+            kind::HANDLE_REPLY => Self::Handle(fields.string()?),
+            kind::DATA_REPLY => Self::Data(fields.string()?),
+            kind::NAME_REPLY => Self::Names(fields.names()?),
+            kind::ATTRIBUTES_REPLY => Self::Attributes(fields.attributes()?),
+            kind::EXTENDED_REPLY => Self::Extended(fields.0),
             _ => return Err("a packet of an unknown kind"),
         };
         Ok((id, reply))
@@ -253,7 +226,7 @@ impl Greeting {
     /// Reads the first packet, without its length field.
     pub(super) fn parse(packet: Bytes) -> Result<Self, Malformed> {
         let mut fields = Fields(packet);
-        if fields.u8()? != VERSION_REPLY {
+        if fields.u8()? != kind::VERSION_REPLY {
             return Err("it does not begin with a greeting");
         }
         let version = fields.u32()?;
@@ -322,19 +295,19 @@ impl Fields {
     fn attributes(&mut self) -> Result<FileAttributes, Malformed> {
         let flags = self.u32()?;
         let mut attributes = FileAttributes::default();
-        if flags & FileAttributes::SIZE != 0 {
+        if flags & attribute::SIZE != 0 {
             attributes.size = Some(self.u64()?);
         }
-        if flags & FileAttributes::OWNER != 0 {
+        if flags & attribute::OWNER != 0 {
             attributes.owner = Some((self.u32()?, self.u32()?));
         }
-        if flags & FileAttributes::PERMISSIONS != 0 {
+        if flags & attribute::PERMISSIONS != 0 {
             attributes.permissions = Some(self.u32()?);
         }
-        if flags & FileAttributes::TIMES != 0 {
+        if flags & attribute::TIMES != 0 {
             attributes.times = Some((self.u32()?, self.u32()?));
         }
-        if flags & FileAttributes::EXTENDED != 0 {
+        if flags & attribute::EXTENDED != 0 {
             for _ in 0..self.u32()? {
                 self.string()?;
                 self.string()?;

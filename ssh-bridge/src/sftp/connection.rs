@@ -10,10 +10,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use msb_protocol::sftp::VERSION;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::codec::{Greeting, Malformed, Packets, Reply, Request, VERSION, init};
+use super::codec::{Greeting, Malformed, Packets, Reply, Request, init};
 use super::error::EndCause;
 use crate::client::{ClientError, Session, SessionControl, SessionEvent, SessionEvents, SessionStdin};
 

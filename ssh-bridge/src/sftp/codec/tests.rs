@@ -34,12 +34,12 @@ fn encoded(attributes: &FileAttributes) -> Bytes {
 fn packet(id: u32, reply: &Reply) -> Bytes {
     let mut packet = BytesMut::new();
     let kind = match reply {
-        Reply::Status(_) => STATUS_REPLY,
-        Reply::Handle(_) => HANDLE_REPLY,
-        Reply::Data(_) => DATA_REPLY,
-        Reply::Names(_) => NAME_REPLY,
-        Reply::Attributes(_) => ATTRIBUTES_REPLY,
-        Reply::Extended(_) => EXTENDED_REPLY,
+        Reply::Status(_) => kind::STATUS_REPLY,
+        Reply::Handle(_) => kind::HANDLE_REPLY,
+        Reply::Data(_) => kind::DATA_REPLY,
+        Reply::Names(_) => kind::NAME_REPLY,
+        Reply::Attributes(_) => kind::ATTRIBUTES_REPLY,
+        Reply::Extended(_) => kind::EXTENDED_REPLY,
     };
     packet.put_u8(kind);
     packet.put_u32(id);
@@ -131,7 +131,7 @@ proptest! {
 #[test]
 fn a_lying_count_or_length_takes_no_memory() {
     let mut names = BytesMut::new();
-    names.put_u8(NAME_REPLY);
+    names.put_u8(kind::NAME_REPLY);
     names.put_u32(1);
     names.put_u32(u32::MAX);
     assert_eq!(Reply::parse(names.freeze()), Err(TRUNCATED));
@@ -149,7 +149,7 @@ fn a_write_is_numbered_and_carries_its_data_uncopied() {
     assert_eq!(
         head,
         [
-            &[0, 0, 0, 29, WRITE, 1, 2, 3, 4, 0, 0, 0, 1, b'h'][..],
+            &[0, 0, 0, 29, kind::WRITE, 1, 2, 3, 4, 0, 0, 0, 1, b'h'][..],
             &[0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 7]
         ]
         .concat()
@@ -160,7 +160,7 @@ fn a_write_is_numbered_and_carries_its_data_uncopied() {
 #[test]
 fn a_greeting_lists_extensions_with_their_versions() {
     let mut packet = BytesMut::new();
-    packet.put_u8(VERSION_REPLY);
+    packet.put_u8(kind::VERSION_REPLY);
     packet.put_u32(3);
     string(&mut packet, b"fsync@openssh.com");
     string(&mut packet, b"1");
