@@ -1,7 +1,8 @@
 //! The one server of all trials.
 
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use msb_tests::{Endpoint, Msb, ProgramsDisk, finish};
 use tempfile::TempDir;
@@ -26,12 +27,13 @@ pub(crate) struct Fixture {
 }
 
 impl Fixture {
-    /// A sandbox, or the agent that `MSB_INTEROP_AGENT` names.
+    /// A sandbox, or the `msb-agent` or `sshd` that `MSB_INTEROP_SERVER` names.
     pub(crate) fn new() -> Self {
         let scratch = tempfile::Builder::new().prefix("interop").tempdir_in("/tmp").unwrap();
         let clients = scratch.path().join("clients");
-        let (server, msb) = match std::env::var_os("MSB_INTEROP_AGENT") {
-            Some(agent) => (Endpoint::of_agent(Path::new(&agent), &clients), None),
+        let (server, msb) = match std::env::var_os("MSB_INTEROP_SERVER").map(PathBuf::from) {
+            Some(server) if server.ends_with("sshd") => (Endpoint::of_sshd(&clients), None),
+            Some(agent) => (Endpoint::of_agent(&agent, &clients), None),
             None => {
                 let msb = Msb::new();
                 (sandbox(&msb, scratch.path(), &clients), Some(msb))
@@ -69,6 +71,35 @@ impl Fixture {
         let script = format!("head -c {size} /dev/urandom > {}", path.display());
         finish(Command::new("sh").args(["-c", &script])).expect(0);
         path
+    }
+}
+
+/// A client in the background, which ends with its trial however that ends.
+pub(crate) struct Background(Child);
+
+impl Background {
+    pub(crate) fn start(command: &mut Command) -> Self {
+        Self(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap())
+    }
+
+    pub(crate) fn take_input(&mut self) -> ChildStdin {
+        self.0.stdin.take().expect("its input is taken once")
+    }
+
+    pub(crate) fn take_output(&mut self) -> BufReader<ChildStdout> {
+        BufReader::new(self.0.stdout.take().expect("its output is taken once"))
+    }
+
+    /// Waits for its end; returns its exit status.
+    pub(crate) fn wait(&mut self) -> Option<i32> {
+        self.0.wait().unwrap().code()
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

@@ -1,7 +1,8 @@
 //! Clients that nobody here wrote, each doing with one sandbox what its users do. docs/interop.md has the table.
 //!
-//! With `MSB_INTEROP_AGENT=FILE` they talk to that `msb-agent serve --stdio` on this host instead of to a sandbox: the
-//! same clients and the same server at full speed, without KVM.
+//! With `MSB_INTEROP_SERVER=FILE` they talk to that `msb-agent serve --stdio` on this host instead of to a sandbox: the
+//! same clients and the same server at full speed, without KVM. With `sshd` they show what they expect of OpenSSH's
+//! server.
 
 mod ansible;
 mod audit;

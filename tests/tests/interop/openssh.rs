@@ -4,17 +4,17 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Child, ChildStdout, Stdio};
+use std::process::ChildStdout;
 
 use msb_tests::{finish, sha256_of_file};
 
-use crate::fixture::Fixture;
+use crate::fixture::{Background, Fixture};
 
 /// More than `MaxSessions` of sshd lets one connection have.
 const SESSIONS: usize = 24;
 
 struct Echo {
-    child: Child,
+    client: Background,
     output: BufReader<ChildStdout>,
 }
 
@@ -37,38 +37,30 @@ pub(crate) fn many_sessions(fixture: &Fixture) {
         "-S",
     ];
     master.args(up).arg(&control).arg(&fixture.server.host);
-    let mut master = master.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-    BufReader::new(master.stdout.as_mut().unwrap())
-        .read_line(&mut String::new())
-        .unwrap();
+    let mut master = Background::start(&mut master);
+    master.take_output().read_line(&mut String::new()).unwrap();
 
     let mut sessions: Vec<Echo> = (0..SESSIONS)
         .map(|number| {
-            let mut ssh = shared(&format!("echo {number}; read line; echo $line; exit {number}"));
-            let mut child = ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-            let output = BufReader::new(child.stdout.take().unwrap());
-            Echo { child, output }
+            let remote = format!("echo {number}; read line; echo $line; exit {number}");
+            let mut client = Background::start(&mut shared(&remote));
+            let output = client.take_output();
+            Echo { client, output }
         })
         .collect();
     for (number, session) in sessions.iter_mut().enumerate() {
         assert_eq!(session.line(), format!("{number}\n"), "all are open before any ends");
     }
     for (number, session) in sessions.iter_mut().enumerate() {
-        let mut input = session.child.stdin.take().unwrap();
-        writeln!(input, "input {number}").unwrap();
+        writeln!(session.client.take_input(), "input {number}").unwrap();
     }
     for (number, mut session) in sessions.into_iter().enumerate() {
         let mut rest = String::new();
         session.output.read_to_string(&mut rest).unwrap();
         assert_eq!(rest, format!("input {number}\n"));
-        assert_eq!(
-            session.child.wait().unwrap().code(),
-            Some(i32::try_from(number).unwrap())
-        );
+        assert_eq!(session.client.wait(), Some(i32::try_from(number).unwrap()));
     }
     finish(&mut shared("exit 7")).expect(7);
-    master.kill().unwrap();
-    master.wait().unwrap();
 }
 
 impl Echo {

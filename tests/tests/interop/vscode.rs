@@ -5,17 +5,17 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{ChildStdin, ChildStdout, Command};
 
 use msb_tests::{finish, sha256_of_file};
 
-use crate::fixture::Fixture;
+use crate::fixture::{Background, Fixture};
 
 /// A session that runs while its input is open.
 struct Tunnel {
-    child: Child,
+    client: Background,
     script: Option<ChildStdin>,
-    output: BufReader<std::process::ChildStdout>,
+    output: BufReader<ChildStdout>,
     socks: u16,
 }
 
@@ -82,11 +82,10 @@ impl Tunnel {
         let mut ssh = fixture.server.openssh("ssh");
         ssh.args(["-T", "-D", &socks.to_string(), "-o", "ConnectTimeout=60"]);
         ssh.args(["-o", "ExitOnForwardFailure=yes", &fixture.server.host, "sh"]);
-        let mut child = ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let script = child.stdin.take();
-        let output = BufReader::new(child.stdout.take().unwrap());
+        let mut client = Background::start(&mut ssh);
+        let (script, output) = (Some(client.take_input()), client.take_output());
         Self {
-            child,
+            client,
             script,
             output,
             socks,
@@ -105,7 +104,7 @@ impl Tunnel {
 
     fn close(mut self) {
         drop(self.script.take());
-        assert!(self.child.wait().unwrap().success());
+        assert_eq!(self.client.wait(), Some(0));
     }
 }
 
