@@ -49,16 +49,29 @@ const TRIALS: [Named; 14] = [
 ];
 
 fn main() -> ExitCode {
-    let mut arguments = Arguments::from_args();
+    let mut arguments = std::env::args();
+    let program = arguments.next().unwrap_or_default();
+    // The harness of cargo takes several filters, this one takes one.
+    let (options, filters) = split_filters(arguments);
+    let mut options = Arguments::from_iter([program].into_iter().chain(options));
     // They share one sandbox, and hosts of few CPUs.
-    arguments.test_threads.get_or_insert(1);
+    options.test_threads.get_or_insert(1);
     let shared = Arc::new(OnceLock::new());
-    let trials = TRIALS.map(|(name, test)| {
+    let wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter));
+    let trials = TRIALS.into_iter().filter(|(name, _)| wanted(name)).map(|(name, test)| {
         let shared = Arc::clone(&shared);
         Trial::test(name, move || {
             test(shared.get_or_init(Fixture::new));
             Ok(())
         })
     });
-    libtest_mimic::run(&arguments, trials.into()).exit_code()
+    libtest_mimic::run(&options, trials.collect()).exit_code()
+}
+
+/// The options, and the filters that come before any.
+fn split_filters(arguments: impl Iterator<Item = String>) -> (Vec<String>, Vec<String>) {
+    let mut filters: Vec<String> = arguments.collect();
+    let first_option = filters.iter().position(|argument| argument.starts_with('-'));
+    let options = filters.split_off(first_option.unwrap_or(filters.len()));
+    (options, filters)
 }
