@@ -51,6 +51,12 @@ pub fn run() -> ExitCode {
     }
 }
 
+/// Parses one packet, without its length field, as the server would.
+#[cfg(fuzzing)]
+pub fn parse_request(packet: &[u8]) {
+    let _ = Request::parse(packet);
+}
+
 /// Answers requests in the order they come. Replies are written when no complete request waits, so that a pipelining
 /// client gets them in few writes and a waiting one at once.
 fn serve(mut input: impl Read, mut output: impl Write) -> Result<(), ServeError> {

@@ -61,6 +61,14 @@ struct Limits {
     write: u32,
 }
 
+/// Parses one packet, without its length field, as a client would: the first, and any other.
+#[cfg(fuzzing)]
+pub fn parse_reply(packet: &[u8]) {
+    let packet = bytes::Bytes::copy_from_slice(packet);
+    let _ = codec::Greeting::parse(packet.clone());
+    let _ = codec::Reply::parse(packet);
+}
+
 /// An SFTP session. Clones share it; it ends with the last of them and of the files they opened.
 #[derive(Clone, Debug)]
 pub struct SftpClient {
