@@ -208,9 +208,6 @@ fn clients_may_insist_on_any_algorithm_of_theirs() {
     let mut insistences = vec![];
     for kex in [
         "curve25519-sha256",
-        "ecdh-sha2-nistp256",
-        "ecdh-sha2-nistp384",
-        "ecdh-sha2-nistp521",
         "diffie-hellman-group-exchange-sha256",
         "diffie-hellman-group14-sha256",
         "diffie-hellman-group16-sha512",

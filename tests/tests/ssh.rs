@@ -218,6 +218,58 @@ fn the_descriptor_can_be_handed_to_ssh_instead_of_copying() {
 }
 
 #[test]
+fn a_proxy_that_speaks_to_the_socket_itself_reaches_ssh() {
+    let msb = Msb::new();
+    let sandbox = msb.create("mux");
+    // As systemd-ssh-proxy does for `ssh vsock-mux/PATH`.
+    let socket = sandbox.inspect()["socket"].as_str().unwrap().to_owned();
+    let proxy = format!(
+        "import array, os, socket, sys\n\
+         s = socket.socket(socket.AF_UNIX)\n\
+         s.connect({socket:?})\n\
+         s.sendall(b'CONNECT 22\\n')\n\
+         answer = b''\n\
+         while not answer.endswith(b'\\n'): answer += s.recv(1)\n\
+         assert answer.startswith(b'OK '), answer\n\
+         socket.socket(fileno=1).sendmsg([b'x'], \
+         [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [s.fileno()]))])\n"
+    );
+    let program = msb.scratch("proxy.py");
+    fs::write(&program, proxy).unwrap();
+    let mut ssh = msb.openssh("ssh");
+    let command = format!("ProxyCommand=python3 {}", program.display());
+    ssh.args(["-o", &command, "-o", "ProxyUseFdpass=yes"])
+        .arg(sandbox.host());
+    assert_eq!(finish(ssh.arg("echo reached")).expect(0).text(), "reached\n");
+}
+
+#[test]
+fn keepalives_are_answered() {
+    let msb = Msb::new();
+    let sandbox = msb.create("keepalive");
+    let mut ssh = msb.openssh("ssh");
+    // Five of them; one that stays without an answer would end the connection.
+    ssh.args(["-v", "-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=1"])
+        .arg(sandbox.host());
+    let done = finish(ssh.arg("sleep 5; echo alive")).expect(0);
+    assert_eq!(done.text(), "alive\n");
+}
+
+#[test]
+fn a_sandbox_offers_only_what_it_was_told_to() {
+    let msb = Msb::new();
+    let sandbox = msb.create_with("less", &["--no-sftp", "--no-port-forwarding", "--no-agent-forwarding"]);
+    assert_eq!(sandbox.ssh("echo commands").expect(0).text(), "commands\n");
+    let mut sftp = msb.openssh("sftp");
+    assert_ne!(finish(sftp.args(["-b", "/dev/null"]).arg(sandbox.host())).code, Some(0));
+    let mut forward = msb.openssh("ssh");
+    forward.args(["-W", "127.0.0.1:1"]).arg(sandbox.host());
+    let refused = finish(&mut forward).expect(255);
+    assert!(refused.stderr.contains("prohibited"), "{}", refused.stderr);
+    assert_eq!(sandbox.inspect()["ssh"]["sftp"], false);
+}
+
+#[test]
 fn any_user_of_the_guest_logs_in_with_its_own_rights() {
     let msb = Msb::new();
     let sandbox = msb.create("users");

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
+use msb_protocol::identity::SshFeatures;
 
 use crate::SandboxSpec;
 use crate::jail::Isolation;
@@ -41,6 +42,18 @@ pub(super) struct SpecArgs {
     /// How much of the isolation around the VM to insist on: what this host offers, or every layer
     #[arg(long, value_name = "LEVEL", value_enum, default_value_t)]
     isolation: Isolation,
+    /// Refuse forwarding of ports and sockets through the sandbox
+    #[arg(long)]
+    no_port_forwarding: bool,
+    /// Refuse forwarding of the client's agent
+    #[arg(long)]
+    no_agent_forwarding: bool,
+    /// Refuse file transfers
+    #[arg(long)]
+    no_sftp: bool,
+    /// Let nobody in by a key that the guest itself has in an authorized_keys file
+    #[arg(long)]
+    no_own_keys: bool,
 }
 
 impl SpecArgs {
@@ -55,6 +68,12 @@ impl SpecArgs {
             disks: self.disk,
             env: self.env.into_iter().map(|EnvVar { key, value }| (key, value)).collect(),
             isolation: self.isolation,
+            ssh: SshFeatures {
+                port_forwarding: !self.no_port_forwarding,
+                agent_forwarding: !self.no_agent_forwarding,
+                sftp: !self.no_sftp,
+                own_keys: !self.no_own_keys,
+            },
         };
         (spec, self.authorized_key)
     }

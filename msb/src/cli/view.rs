@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
+use msb_protocol::identity::SshFeatures;
 use serde::Serialize;
 
 use crate::Sandbox;
@@ -33,6 +34,8 @@ pub(super) struct SandboxView {
     /// The VM's own process and the layers that hold around it, while it lives.
     pub(super) vm: Option<VmProcess>,
     pub(super) isolation: Isolation,
+    /// What its SSH server offers.
+    pub(super) ssh: SshFeatures,
     pub(super) created_at: Timestamp,
     pub(super) started_at: Option<Timestamp>,
     pub(super) ready_at: Option<Timestamp>,
@@ -73,6 +76,7 @@ impl SandboxView {
             pid: state.run().map(|run| run.process.pid),
             vm: state.run().and_then(|run| run.vm),
             isolation: spec.isolation,
+            ssh: spec.ssh,
             created_at: config.created_at,
             started_at: latest.map(|run| run.started_at),
             ready_at: ready.as_ref().map(|ready| ready.ready_at),

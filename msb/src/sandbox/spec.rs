@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use msb_protocol::identity::SshFeatures;
 use serde::{Deserialize, Serialize};
 
 use crate::jail::Isolation;
@@ -42,6 +43,9 @@ pub struct SandboxSpec {
     /// How much of the jail around the VM it insists on.
     #[serde(default)]
     pub isolation: Isolation,
+    /// What its SSH server offers.
+    #[serde(default)]
+    pub ssh: SshFeatures,
 }
 
 impl Default for SandboxSpec {
@@ -55,6 +59,7 @@ impl Default for SandboxSpec {
             disks: Vec::new(),
             env: BTreeMap::new(),
             isolation: Isolation::default(),
+            ssh: SshFeatures::default(),
         }
     }
 }

@@ -214,7 +214,7 @@ impl Run {
             hostname: sandbox.label().to_owned(),
             environment: sandbox.config().spec.env.clone(),
             realtime: (now.as_secs(), now.subsec_nanos()),
-            ..GuestConfig::default()
+            ssh: sandbox.config().spec.ssh,
         };
         let (host_key, authorized_keys) = (read(self.dir().host_key())?, read(self.dir().authorized_keys())?);
         let identity = Identity {

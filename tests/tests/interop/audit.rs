@@ -8,9 +8,6 @@ use msb_tests::finish;
 
 use crate::fixture::Fixture;
 
-/// What it fails and we offer all the same: clients may be told to use nothing else.
-const FAILED: [&str; 3] = ["ecdh-sha2-nistp256", "ecdh-sha2-nistp384", "ecdh-sha2-nistp521"];
-
 pub(crate) fn algorithms(fixture: &Fixture) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
@@ -26,12 +23,7 @@ pub(crate) fn algorithms(fixture: &Fixture) {
         "it read what we offer: {report}{}",
         done.stderr
     );
-    let failed: Vec<&str> = report
-        .lines()
-        .filter(|line| line.contains("[fail]"))
-        .map(|line| line.split_whitespace().nth(1).unwrap_or(line))
-        .collect();
-    assert_eq!(failed, FAILED, "{report}");
+    assert!(!report.contains("[fail]"), "{report}");
 }
 
 /// Gives every connection a bridge of its own.
