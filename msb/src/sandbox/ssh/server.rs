@@ -89,7 +89,7 @@ impl SshServer {
         if !sftp {
             return Err(SshError::FixedInGuest {
                 option: "sftp: false",
-                instead: "create the sandbox with a key whose line has `restrict,command=\"...\"` in front",
+                instead: "create the sandbox without it (`SandboxSpec::ssh`, or `msb create --no-sftp`)",
             });
         }
         let sandbox = access.sandbox.clone();
