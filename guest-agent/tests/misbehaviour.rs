@@ -315,10 +315,8 @@ fn confirmations_that_nobody_waits_for_open_nothing() {
     assert_no_panic(&raw.finish().1);
 }
 
-#[test]
-fn a_forward_that_the_client_never_answers_ends_with_its_connection() {
-    let server = Server::new();
-    let mut raw = Raw::log_in(&server);
+/// Has the server listen on a port of its choice, which is returned.
+fn listen_anywhere(raw: &mut Raw) -> u16 {
     raw.send(
         &Message::new(GLOBAL_REQUEST)
             .string("tcpip-forward")
@@ -327,7 +325,14 @@ fn a_forward_that_the_client_never_answers_ends_with_its_connection() {
             .u32(0),
     );
     let port = raw.expect(REQUEST_SUCCESS);
-    let port = u16::try_from(u32::from_be_bytes(port[1..5].try_into().unwrap())).unwrap();
+    u16::try_from(u32::from_be_bytes(port[1..5].try_into().unwrap())).unwrap()
+}
+
+#[test]
+fn a_forward_that_the_client_never_answers_ends_with_its_connection() {
+    let server = Server::new();
+    let mut raw = Raw::log_in(&server);
+    let port = listen_anywhere(&mut raw);
     let mut waiting = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
     raw.expect(OPEN);
     assert_serves(&mut raw);
@@ -341,15 +346,7 @@ fn a_forward_that_the_client_never_answers_ends_with_its_connection() {
 fn a_client_that_closes_a_forward_at_once_is_still_heard() {
     let server = Server::new();
     let mut raw = Raw::log_in(&server);
-    raw.send(
-        &Message::new(GLOBAL_REQUEST)
-            .string("tcpip-forward")
-            .byte(1)
-            .string("localhost")
-            .u32(0),
-    );
-    let port = raw.expect(REQUEST_SUCCESS);
-    let port = u16::try_from(u32::from_be_bytes(port[1..5].try_into().unwrap())).unwrap();
+    let port = listen_anywhere(&mut raw);
     let data = pattern(200_000);
     for _ in 0..20 {
         let mut connection = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();

@@ -48,3 +48,19 @@ pub mod attribute {
     /// Pairs of names and values.
     pub const EXTENDED: u32 = 1 << 31;
 }
+
+/// How a file is opened (section 6.3).
+pub mod open {
+    /// For reading.
+    pub const READ: u32 = 1;
+    /// For writing.
+    pub const WRITE: u32 = 2;
+    /// For writing at its end.
+    pub const APPEND: u32 = 4;
+    /// Making it when it does not exist.
+    pub const CREATE: u32 = 8;
+    /// Emptying it.
+    pub const TRUNCATE: u32 = 16;
+    /// Failing when it exists.
+    pub const EXCLUSIVE: u32 = 32;
+}

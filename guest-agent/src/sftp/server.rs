@@ -3,6 +3,7 @@
 use std::os::unix::ffi::OsStrExt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use msb_protocol::sftp::open;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
@@ -13,13 +14,6 @@ use super::handles::{Handles, Open};
 use super::status::Status;
 use super::{MAX_DATA, listing, paths};
 use crate::users::Names;
-
-const OPEN_READ: u32 = 1;
-const OPEN_WRITE: u32 = 2;
-const OPEN_APPEND: u32 = 4;
-const OPEN_CREATE: u32 = 8;
-const OPEN_TRUNCATE: u32 = 16;
-const OPEN_EXCLUSIVE: u32 = 32;
 
 /// Names in one reply, so that no directory makes it large.
 const MAX_NAMES: usize = 128;
@@ -102,7 +96,7 @@ impl Server {
             return Err(Status::TOO_MANY_HANDLES);
         }
         let file = rustix::fs::open(paths::path(path), open_flags(flags)?, attributes.mode_or(0o666))?;
-        let append = flags & OPEN_APPEND != 0;
+        let append = flags & open::APPEND != 0;
         self.handles.insert(Open::File { file, append })
     }
 
@@ -213,17 +207,17 @@ fn at(path: &[u8], flags: AtFlags) -> Result<Stat, Status> {
 
 /// Never waits on a FIFO and never takes a terminal.
 fn open_flags(flags: u32) -> Result<OFlags, Status> {
-    let access = match flags & (OPEN_READ | OPEN_WRITE) {
-        OPEN_READ => OFlags::RDONLY,
-        OPEN_WRITE => OFlags::WRONLY,
+    let access = match flags & (open::READ | open::WRITE) {
+        open::READ => OFlags::RDONLY,
+        open::WRITE => OFlags::WRONLY,
         0 => return Err(Status::BAD_MESSAGE),
         _ => OFlags::RDWR,
     };
     let mut open = access | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
-    open.set(OFlags::APPEND, flags & OPEN_APPEND != 0);
-    open.set(OFlags::CREATE, flags & OPEN_CREATE != 0);
-    open.set(OFlags::TRUNC, flags & OPEN_TRUNCATE != 0);
-    open.set(OFlags::EXCL, flags & OPEN_EXCLUSIVE != 0);
+    open.set(OFlags::APPEND, flags & open::APPEND != 0);
+    open.set(OFlags::CREATE, flags & open::CREATE != 0);
+    open.set(OFlags::TRUNC, flags & open::TRUNCATE != 0);
+    open.set(OFlags::EXCL, flags & open::EXCLUSIVE != 0);
     Ok(open)
 }
 

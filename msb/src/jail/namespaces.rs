@@ -63,6 +63,9 @@ fn map_ids(uid: Uid, gid: Gid) -> io::Result<()> {
 }
 
 /// clone(2) as fork(2) with `flags`.
+///
+/// # Safety
+/// As for [`fork`].
 unsafe fn clone(flags: libc::c_int) -> io::Result<i32> {
     let flags = libc::c_long::from(flags | libc::SIGCHLD);
     // SAFETY: no stack, no thread-local storage and no addresses are passed; the rest is the caller's promise.

@@ -4,19 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use msb_protocol::sftp::open;
 
 use super::attributes::FileAttributes;
 use super::codec::{Reply, Request};
 use super::connection::PendingReply;
 use super::error::{EndCause, SftpError, StatusCode};
 use super::{Link, SftpReader, SftpWriter, replies};
-
-const OPEN_READ: u32 = 1;
-const OPEN_WRITE: u32 = 2;
-const OPEN_APPEND: u32 = 4;
-const OPEN_CREATE: u32 = 8;
-const OPEN_TRUNCATE: u32 = 16;
-const OPEN_EXCLUSIVE: u32 = 32;
 
 /// How a file is opened.
 #[derive(Clone, Debug, Default)]
@@ -34,37 +28,37 @@ impl OpenOptions {
     /// For reading.
     #[must_use]
     pub fn read(self) -> Self {
-        self.with(OPEN_READ)
+        self.with(open::READ)
     }
 
     /// For writing.
     #[must_use]
     pub fn write(self) -> Self {
-        self.with(OPEN_WRITE)
+        self.with(open::WRITE)
     }
 
     /// For writing at its end, wherever a write says.
     #[must_use]
     pub fn append(self) -> Self {
-        self.with(OPEN_WRITE | OPEN_APPEND)
+        self.with(open::WRITE | open::APPEND)
     }
 
     /// Making it when it does not exist.
     #[must_use]
     pub fn create(self) -> Self {
-        self.with(OPEN_CREATE)
+        self.with(open::CREATE)
     }
 
     /// Making it, and failing when it exists.
     #[must_use]
     pub fn create_new(self) -> Self {
-        self.with(OPEN_CREATE | OPEN_EXCLUSIVE)
+        self.with(open::CREATE | open::EXCLUSIVE)
     }
 
     /// Emptying it.
     #[must_use]
     pub fn truncate(self) -> Self {
-        self.with(OPEN_TRUNCATE)
+        self.with(open::TRUNCATE)
     }
 
     /// With this mode when it is made, less the server's umask. Default: 0666.
