@@ -6,6 +6,16 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+/// What makes ssh the master of a shared connection that says "up" once it is; a path and the host follow.
+pub const MASTER: [&str; 6] = [
+    "-NM",
+    "-o",
+    "PermitLocalCommand=yes",
+    "-o",
+    "LocalCommand=echo up",
+    "-S",
+];
+
 /// No command of a test takes this long: one that does hangs.
 const LIMIT: Duration = Duration::from_secs(900);
 

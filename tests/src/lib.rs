@@ -9,7 +9,7 @@ mod msb;
 mod programs_disk;
 mod terminal;
 
-pub use commands::{Finished, finish, finish_with_input, sha256, sha256_of_file};
+pub use commands::{Finished, MASTER, finish, finish_with_input, sha256, sha256_of_file};
 pub use endpoint::Endpoint;
 pub use memory::resident_beyond_guest;
 pub use msb::{Msb, Sandbox};

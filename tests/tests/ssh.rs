@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use msb_tests::{Msb, Terminal, finish, finish_with_input, sha256};
+use msb_tests::{MASTER, Msb, Terminal, finish, finish_with_input, sha256};
 
 #[test]
 fn output_error_and_status_are_the_remote_ones() {
@@ -89,16 +89,7 @@ fn channels_of_one_connection_do_not_wait_for_a_stalled_one() {
         ssh
     };
     let mut master = msb.openssh("ssh");
-    master
-        .args([
-            "-NM",
-            "-o",
-            "PermitLocalCommand=yes",
-            "-o",
-            "LocalCommand=echo up",
-            "-S",
-        ])
-        .arg(&control);
+    master.args(MASTER).arg(&control);
     let mut master = master
         .arg(sandbox.host())
         .stdin(Stdio::null())

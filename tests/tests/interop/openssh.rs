@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::ChildStdout;
 
-use msb_tests::{finish, sha256_of_file};
+use msb_tests::{MASTER, finish, sha256_of_file};
 
 use crate::fixture::{Background, Fixture};
 
@@ -28,15 +28,7 @@ pub(crate) fn many_sessions(fixture: &Fixture) {
         ssh
     };
     let mut master = fixture.server.openssh("ssh");
-    let up = [
-        "-NM",
-        "-o",
-        "PermitLocalCommand=yes",
-        "-o",
-        "LocalCommand=echo up",
-        "-S",
-    ];
-    master.args(up).arg(&control).arg(&fixture.server.host);
+    master.args(MASTER).arg(&control).arg(&fixture.server.host);
     let mut master = Background::start(&mut master);
     master.take_output().read_line(&mut String::new()).unwrap();
 

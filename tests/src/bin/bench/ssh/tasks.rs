@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use msb_tests::{Finished, finish, finish_with_input};
+use msb_tests::{Finished, MASTER, finish, finish_with_input};
 
 use super::Server;
 
@@ -119,15 +119,7 @@ impl<'a> Shared<'a> {
     fn open(server: &'a Server, work: &Work) -> Self {
         let control = work.directory.join("control");
         let mut master = server.endpoint.openssh("ssh");
-        let say_when_up = [
-            "-NM",
-            "-o",
-            "PermitLocalCommand=yes",
-            "-o",
-            "LocalCommand=echo up",
-            "-S",
-        ];
-        master.args(say_when_up).arg(&control).arg(&server.endpoint.host);
+        master.args(MASTER).arg(&control).arg(&server.endpoint.host);
         let mut master = spawn(&mut master);
         await_line(&mut master);
         Self {
