@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use russh::keys::{Algorithm, Certificate, PublicKey};
 use russh::server::Auth;
+use tokio::sync::OnceCell;
 
 use super::Settings;
 use super::as_user;
@@ -16,26 +17,24 @@ use crate::users::User;
 pub(super) struct Candidate<'a> {
     user: User,
     given: &'a AuthorizedKeys,
-    own: AuthorizedKeys,
+    takes_own: bool,
+    /// Read when what the host gave does not suffice.
+    own: OnceCell<AuthorizedKeys>,
 }
 
 impl<'a> Candidate<'a> {
     /// The user `name`, if there is one that this server can become: root's all, another user's only itself.
-    pub(super) async fn find(name: &str, settings: &'a Settings) -> Option<Self> {
+    pub(super) fn find(name: &str, settings: &'a Settings) -> Option<Self> {
         let user = User::by_name(name)?;
         let server = rustix::process::geteuid();
         if !server.is_root() && server.as_raw() != user.uid {
             return None;
         }
-        let own = if settings.features.own_keys {
-            own_keys(&user).await
-        } else {
-            AuthorizedKeys::default()
-        };
         Some(Self {
             user,
             given: &settings.authorized_keys,
-            own,
+            takes_own: settings.features.own_keys,
+            own: OnceCell::new(),
         })
     }
 
@@ -43,14 +42,16 @@ impl<'a> Candidate<'a> {
     ///
     /// For a certificate the library shows only the key that it certifies. So where certificates are taken at all, any
     /// key may be proved; only then it is known whether it logs in.
-    pub(super) fn may_prove(&self, key: &PublicKey, algorithm: &Algorithm) -> bool {
-        let takes_certificates = self.given.has_authorities() || self.own.has_authorities();
-        !is_sha1(algorithm) && (takes_certificates || self.options_of_key(key).is_some())
+    pub(super) async fn may_prove(&self, key: &PublicKey, algorithm: &Algorithm) -> bool {
+        !is_sha1(algorithm)
+            && (self.given.has_authorities()
+                || self.options_of_key(key).await.is_some()
+                || self.own().await.has_authorities())
     }
 
     /// The login with `key`, which the client has, if that is allowed.
-    pub(super) fn by_key(self, key: &PublicKey, algorithm: &Algorithm) -> Option<Login> {
-        let options = self.options_of_key(key).filter(|_| !is_sha1(algorithm))?;
+    pub(super) async fn by_key(self, key: &PublicKey, algorithm: &Algorithm) -> Option<Login> {
+        let options = self.options_of_key(key).await.filter(|_| !is_sha1(algorithm))?;
         Some(Login {
             user: self.user,
             options,
@@ -58,20 +59,36 @@ impl<'a> Candidate<'a> {
     }
 
     /// The login with `certificate`, if that is allowed. The library verified both its signatures.
-    pub(super) fn by_certificate(self, certificate: &Certificate) -> Option<Login> {
+    pub(super) async fn by_certificate(self, certificate: &Certificate) -> Option<Login> {
         let now = SystemTime::now();
         let options = |keys: &AuthorizedKeys| keys.find_certificate(certificate, &self.user.name, now);
-        let options = options(self.given).or_else(|| options(&self.own).map(without_environment))?;
+        let options = match options(self.given) {
+            Some(options) => options,
+            None => options(self.own().await).map(without_environment)?,
+        };
         Some(Login {
             user: self.user,
             options,
         })
     }
 
-    fn options_of_key(&self, key: &PublicKey) -> Option<Options> {
+    async fn options_of_key(&self, key: &PublicKey) -> Option<Options> {
         let now = SystemTime::now();
-        let own = || self.own.find(key, now).cloned().map(without_environment);
-        self.given.find(key, now).cloned().or_else(own)
+        match self.given.find(key, now) {
+            Some(options) => Some(options.clone()),
+            None => self.own().await.find(key, now).cloned().map(without_environment),
+        }
+    }
+
+    async fn own(&self) -> &AuthorizedKeys {
+        let read = async || {
+            if self.takes_own {
+                own_keys(&self.user).await
+            } else {
+                AuthorizedKeys::default()
+            }
+        };
+        self.own.get_or_init(read).await
     }
 }
 
@@ -123,16 +140,17 @@ mod tests {
             ..User::by_name("root").unwrap()
         };
         let candidate = Candidate {
-            own: own_keys(&user).await,
+            takes_own: true,
+            own: OnceCell::new(),
             given: &AuthorizedKeys::parse(given.as_bytes()),
             user,
         };
         let key = PublicKey::from_openssh(KEY).unwrap();
         assert_eq!(
-            candidate.may_prove(&key, &key.algorithm()),
-            candidate.options_of_key(&key).is_some()
+            candidate.may_prove(&key, &key.algorithm()).await,
+            candidate.options_of_key(&key).await.is_some()
         );
-        candidate.by_key(&key, &key.algorithm())
+        candidate.by_key(&key, &key.algorithm()).await
     }
 
     #[tokio::test]

@@ -212,21 +212,27 @@ impl russh::server::Handler for Handler {
     type Error = SessionError;
 
     async fn auth_publickey_offered(&mut self, user: &str, offer: PublicKeyOffer<'_>) -> Result<Auth, SessionError> {
-        let candidate = Candidate::find(user, &self.settings).await;
-        let may_prove = |candidate: Candidate<'_>| candidate.may_prove(offer.public_key, offer.algorithm);
-        Ok(auth::answer(candidate.is_some_and(may_prove)))
+        let may_prove = match Candidate::find(user, &self.settings) {
+            Some(candidate) => candidate.may_prove(offer.public_key, offer.algorithm).await,
+            None => false,
+        };
+        Ok(auth::answer(may_prove))
     }
 
     async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, SessionError> {
-        let candidate = Candidate::find(user, &self.settings).await;
-        let login = candidate.and_then(|candidate| candidate.by_key(key.public_key, key.algorithm));
+        let login = match Candidate::find(user, &self.settings) {
+            Some(candidate) => candidate.by_key(key.public_key, key.algorithm).await,
+            None => None,
+        };
         self.login = login.map(Arc::new);
         Ok(auth::answer(self.login.is_some()))
     }
 
     async fn auth_openssh_certificate(&mut self, user: &str, certificate: &Certificate) -> Result<Auth, SessionError> {
-        let candidate = Candidate::find(user, &self.settings).await;
-        let login = candidate.and_then(|candidate| candidate.by_certificate(certificate));
+        let login = match Candidate::find(user, &self.settings) {
+            Some(candidate) => candidate.by_certificate(certificate).await,
+            None => None,
+        };
         self.login = login.map(Arc::new);
         Ok(auth::answer(self.login.is_some()))
     }
