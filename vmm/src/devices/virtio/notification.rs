@@ -50,12 +50,14 @@ impl Recheck {
     }
 }
 
-/// Interrupts the driver, if it wants to know of what was used.
-pub(super) fn notify(queue: &mut Queue, memory: &GuestMemory, interrupt: &Interrupt) {
+/// Interrupts the driver, if it wants to know of what was used. Whether it did.
+pub(super) fn notify(queue: &mut Queue, memory: &GuestMemory, interrupt: &Interrupt) -> bool {
     // When the driver's wish cannot be read, it hears once too often.
-    if queue.needs_notification(memory).unwrap_or(true) {
+    let is_wanted = queue.needs_notification(memory).unwrap_or(true);
+    if is_wanted {
         interrupt.signal_used_buffer();
     }
+    is_wanted
 }
 
 #[cfg(test)]

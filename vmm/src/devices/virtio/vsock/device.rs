@@ -120,6 +120,8 @@ impl Vsock {
         if let Some(active) = &mut self.active {
             active.pump(&mut self.muxer, cx);
         }
+        self.muxer
+            .set_queue_deadline(self.active.as_ref().and_then(Queues::deadline));
         self.muxer.settle(cx);
     }
 

@@ -20,6 +20,7 @@
 //!
 //! Everything a guest or a client can make the device hold is bounded by [`VsockLimits`].
 
+mod completions;
 mod config;
 mod connection;
 mod credit;

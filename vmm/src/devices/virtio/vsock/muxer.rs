@@ -178,6 +178,11 @@ impl Muxer {
         }
     }
 
+    /// Sets when the queues want an event, whatever else happens.
+    pub(super) fn set_queue_deadline(&mut self, deadline: Option<Instant>) {
+        self.timers.set(TimerKey::Queues, deadline);
+    }
+
     /// Tells the event loop what changed since it was last told.
     pub(super) fn settle(&mut self, cx: &mut Context<'_>) {
         while let Some(slot) = self.touched.pop() {
@@ -220,6 +225,8 @@ impl Muxer {
         while let Some(key) = self.timers.pop_due(cx.now) {
             match key {
                 TimerKey::Listener => self.listener_rests = false,
+                // Every event leads to them.
+                TimerKey::Queues => {}
                 TimerKey::Handshake(slot) => self.drop_handshake(slot, cx),
                 TimerKey::Connection(slot) => {
                     self.with_connection(slot, cx, Connection::on_deadline);

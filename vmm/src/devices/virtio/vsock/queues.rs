@@ -3,11 +3,13 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use virtio_queue::{QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::guest_buf::Segments;
+use super::completions::Completions;
+use super::guest_buf::{GuestBuf, Segments};
 use super::muxer::{Context, Muxer};
 use super::packet::{RxBuffer, TxPacket};
 use super::poller::{Interest, Poller, Token};
@@ -29,6 +31,7 @@ pub(super) struct Queues {
     interrupt: Arc<Interrupt>,
     rx: ActiveQueue,
     tx: ActiveQueue,
+    completions: Completions,
     /// Holds the driver's buffers for a transport reset event, which nothing sends yet.
     event: ActiveQueue,
 }
@@ -49,6 +52,7 @@ impl Queues {
             memory: activation.memory,
             interrupt: activation.interrupt,
             rx,
+            completions: Completions::new(tx.queue.size()),
             tx,
             event,
         })
@@ -84,21 +88,33 @@ impl Queues {
         loop {
             let before = budget;
             self.drain_tx(muxer, cx, &mut segments, &mut budget);
-            self.fill_rx(muxer, cx, &mut segments, &mut budget);
+            if self.fill_rx(muxer, cx, &mut segments, &mut budget) && self.completions.are_pending() {
+                // The driver looks at all queues after an interrupt.
+                let _ = self.tx.queue.needs_notification(&self.memory);
+                self.completions.told();
+            }
             if budget == 0 {
                 // Comes back here after the other events of this turn.
                 let _ = self.tx.kick.write(1);
-                return;
+                break;
             }
             if budget == before {
-                return;
+                break;
             }
         }
+        if self.completions.are_due(cx.now) {
+            notify(&mut self.tx.queue, &self.memory, &self.interrupt);
+            self.completions.told();
+        }
+    }
+
+    /// When [`Self::pump`] has to be called again, whatever else happens.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.completions.deadline()
     }
 
     /// Takes packets from the guest as long as an answer to each has room.
     fn drain_tx(&mut self, muxer: &mut Muxer, cx: &mut Context<'_>, segments: &mut Segments, budget: &mut usize) {
-        let before = *budget;
         let queue = &mut self.tx.queue;
         let mut recheck = Recheck::default();
         loop {
@@ -110,8 +126,15 @@ impl Queues {
                 };
                 let head = chain.head_index();
                 match TxPacket::parse(segments, &self.memory, chain) {
-                    Ok(packet) => muxer.transmit(packet, cx),
-                    Err(error) => tracing::debug!("dropped a vsock packet of the guest: {error}"),
+                    Ok(packet) => {
+                        let len = packet.payload.as_ref().map_or(0, GuestBuf::len);
+                        self.completions.add(len, cx.now);
+                        muxer.transmit(packet, cx);
+                    }
+                    Err(error) => {
+                        self.completions.add(0, cx.now);
+                        tracing::debug!("dropped a vsock packet of the guest: {error}");
+                    }
                 }
                 *budget -= 1;
                 if queue.add_used(&self.memory, head, 0).is_err() {
@@ -124,13 +147,16 @@ impl Queues {
                 break;
             }
         }
-        if *budget < before {
-            notify(queue, &self.memory, &self.interrupt);
-        }
     }
 
-    /// Gives packets to the guest as long as it has buffers for them.
-    fn fill_rx(&mut self, muxer: &mut Muxer, cx: &mut Context<'_>, segments: &mut Segments, budget: &mut usize) {
+    /// Gives packets to the guest as long as it has buffers for them. Whether it was interrupted.
+    fn fill_rx(
+        &mut self,
+        muxer: &mut Muxer,
+        cx: &mut Context<'_>,
+        segments: &mut Segments,
+        budget: &mut usize,
+    ) -> bool {
         let before = *budget;
         let queue = &mut self.rx.queue;
         let mut recheck = Recheck::default();
@@ -157,7 +183,7 @@ impl Queues {
                 };
                 *budget -= 1;
                 if queue.add_used(&self.memory, head, used).is_err() {
-                    return;
+                    return false;
                 }
             }
             // Only a packet without a buffer makes new buffers interesting.
@@ -166,9 +192,7 @@ impl Queues {
                 break;
             }
         }
-        if *budget < before {
-            notify(queue, &self.memory, &self.interrupt);
-        }
+        *budget < before && notify(queue, &self.memory, &self.interrupt)
     }
 }
 

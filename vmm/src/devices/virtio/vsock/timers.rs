@@ -20,6 +20,8 @@ pub(super) fn after(now: Instant, wait: Duration) -> Instant {
 pub(super) enum TimerKey {
     /// The listener, which rests after the host refused it something.
     Listener,
+    /// The queues, which have something to tell the driver.
+    Queues,
     /// A client in its handshake, by slot.
     Handshake(u16),
     /// A connection, by slot.
@@ -64,11 +66,11 @@ impl Timers {
         }
     }
 
-    /// How many deadlines there are.
+    /// How many deadlines of clients and connections there are.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         assert_eq!(self.queue.len(), self.deadlines.len());
-        self.queue.len()
+        self.deadlines.keys().filter(|key| **key != TimerKey::Queues).count()
     }
 
     /// Takes a deadline that has passed.

@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use super::super::config::VsockLimits;
 use super::super::header::Op;
@@ -265,17 +266,43 @@ fn interrupts_and_notifications_are_suppressed_as_both_sides_ask() {
     vm.settle();
     assert_eq!(vm.driver.interrupt.line().read().unwrap(), 1);
 
-    // One interrupt for a batch.
+    // The device wants to hear of the next packet of the guest.
+    vm.driver.send(&peer.data(1), b"y");
+    vm.settle();
+    assert_eq!(vm.driver.tx.avail_event(), vm.driver.tx.avail_idx());
+}
+
+#[test]
+fn that_packets_were_taken_is_told_with_the_next_packet_to_the_guest() {
+    let mut vm = Vm::new();
+    let (mut client, mut peer) = vm.connect_in(22);
+    vm.guest_receives = false;
+    vm.advance(Duration::from_secs(1));
+    let _ = vm.driver.interrupt.line().read();
+
     vm.driver.tx.set_used_event(vm.driver.tx.used_idx());
+    vm.driver.rx.set_used_event(vm.driver.rx.used_idx());
     for _ in 0..20 {
-        let header = peer.data(1);
-        vm.driver.send(&header, b"y");
+        vm.send(&peer.data(1), b"y");
     }
+    assert!(vm.driver.interrupt.line().read().is_err());
+    client.write_all(b"x").unwrap();
     vm.settle();
     assert_eq!(vm.driver.interrupt.line().read().unwrap(), 1);
+    vm.advance(Duration::from_secs(1));
+    assert!(vm.driver.interrupt.line().read().is_err(), "the driver knows");
+}
 
-    // The device wants to hear of the next packet of the guest.
-    assert_eq!(vm.driver.tx.avail_event(), vm.driver.tx.avail_idx());
+#[test]
+fn that_packets_were_taken_is_told_soon_if_nothing_else_is() {
+    let mut vm = Vm::new();
+    let (_client, mut peer) = vm.connect_in(22);
+    vm.advance(Duration::from_secs(1));
+    let _ = vm.driver.interrupt.line().read();
+
+    vm.driver.tx.set_used_event(vm.driver.tx.used_idx());
+    vm.send(&peer.data(1), b"y");
+    vm.run_until("an interrupt", |vm| vm.driver.interrupt.line().read().ok());
 }
 
 #[test]
