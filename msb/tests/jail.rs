@@ -6,14 +6,15 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
+use msb::SandboxSpec;
 use msb::jail::namespaces::{self, Forked};
-use msb::jail::{self, Isolation, landlock, privileges, root, seccomp};
+use msb::jail::{self, Confinement, Isolation, JailError, landlock, privileges, root, seccomp, user};
 use msb_vmm::ThreadRole;
 use rustix::process::{WaitOptions, WaitStatus, waitpid};
 
 type Trial = (&'static str, fn());
 
-const TRIALS: [Trial; 9] = [
+const TRIALS: [Trial; 13] = [
     ("all_layers_hold_on_this_host", all_layers_hold_on_this_host),
     ("a_program_cannot_be_executed", a_program_cannot_be_executed),
     ("a_file_cannot_be_opened", a_file_cannot_be_opened),
@@ -29,6 +30,19 @@ const TRIALS: [Trial; 9] = [
     ),
     ("landlock_alone_forbids_files", landlock_alone_forbids_files),
     ("privileges_are_gone_for_good", privileges_are_gone_for_good),
+    ("root_becomes_a_user_of_its_own", root_becomes_a_user_of_its_own),
+    (
+        "a_jail_without_limits_is_not_strict",
+        a_jail_without_limits_is_not_strict,
+    ),
+    (
+        "a_file_grows_no_further_than_its_limit",
+        a_file_grows_no_further_than_its_limit,
+    ),
+    (
+        "a_child_that_cannot_be_placed_never_runs",
+        a_child_that_cannot_be_placed_never_runs,
+    ),
 ];
 
 fn main() {
@@ -48,7 +62,7 @@ fn main() {
 /// How a process that did `attempt` ended. What it returns is the process's exit status.
 fn outcome(attempt: impl FnOnce(bool) -> u8) -> WaitStatus {
     // SAFETY: this program starts no thread outside the processes it forks.
-    match unsafe { namespaces::fork() }.expect("a process can be forked") {
+    match unsafe { namespaces::fork(|_| Ok(())) }.expect("a process can be forked") {
         Forked::Child { in_namespaces } => {
             // A panic would unwind into the parent's code.
             let attempted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| attempt(in_namespaces)));
@@ -63,11 +77,24 @@ fn outcome(attempt: impl FnOnce(bool) -> u8) -> WaitStatus {
     }
 }
 
+/// The whole jail as this user can have it. Limits are those of a cgroup, which only a running sandbox has.
+fn confinement(reachable: &Path, isolation: Isolation) -> Confinement {
+    let user = user::of(7);
+    Confinement {
+        reachable: reachable.to_owned(),
+        isolation,
+        user: user::can_become(user).then_some(user),
+        limits: Some(SandboxSpec::default().limits()),
+        largest_file: 1 << 20,
+    }
+}
+
 /// How a process ended that did `attempt` in the whole jail. `attempt` says whether it was allowed.
 fn in_jail(attempt: impl FnOnce() -> bool) -> WaitStatus {
     let sockets = tempfile::tempdir().expect("a directory");
     outcome(|in_namespaces| {
-        jail::enter(sockets.path(), in_namespaces, Isolation::Available).expect("this host can jail a process");
+        let confinement = confinement(sockets.path(), Isolation::Available);
+        jail::enter(&confinement, in_namespaces).expect("this host can jail a process");
         u8::from(!attempt())
     })
 }
@@ -87,7 +114,7 @@ fn is_refused(result: io::Result<impl Sized>, kind: io::ErrorKind) -> bool {
 fn all_layers_hold_on_this_host() {
     let sockets = tempfile::tempdir().expect("a directory");
     assert_succeeded(outcome(|in_namespaces| {
-        u8::from(jail::enter(sockets.path(), in_namespaces, Isolation::Strict).is_err())
+        u8::from(jail::enter(&confinement(sockets.path(), Isolation::Strict), in_namespaces).is_err())
     }));
     assert_succeeded(in_jail(|| true));
 }
@@ -118,7 +145,8 @@ fn a_vcpu_thread_may_less_than_its_process() {
     let sockets = tempfile::tempdir().expect("a directory");
     let role = |role: Option<ThreadRole>| {
         outcome(|in_namespaces| {
-            let (_, filters) = jail::enter(sockets.path(), in_namespaces, Isolation::Available).expect("a jail");
+            let confinement = confinement(sockets.path(), Isolation::Available);
+            let (_, filters) = jail::enter(&confinement, in_namespaces).expect("a jail");
             if let Some(role) = role {
                 filters.apply_to_thread(role).expect("a filter");
             }
@@ -186,6 +214,7 @@ fn landlock_alone_forbids_files() {
 
 fn privileges_are_gone_for_good() {
     assert_succeeded(outcome(|_| {
+        privileges::bound().expect("what can be forbidden");
         privileges::drop_all().expect("what can be dropped");
         let status = fs::read_to_string("/proc/thread-self/status").expect("/proc");
         let value = |key: &str| {
@@ -201,4 +230,55 @@ fn privileges_are_gone_for_good() {
         let filters = seccomp::Filters::compile().expect("filters");
         u8::from(filters.apply_to_process().is_err())
     }));
+}
+
+fn root_becomes_a_user_of_its_own() {
+    let sockets = tempfile::tempdir().expect("a directory");
+    let confinement = confinement(sockets.path(), Isolation::Available);
+    let parents = rustix::process::geteuid().as_raw();
+    assert_succeeded(outcome(|in_namespaces| {
+        let (layers, _) = jail::enter(&confinement, in_namespaces).expect("a jail");
+        // Nobody but root can give a user away.
+        u8::from(layers.user != confinement.user.unwrap_or(parents))
+    }));
+    assert_eq!(parents == 0, confinement.user.is_some());
+}
+
+fn a_jail_without_limits_is_not_strict() {
+    let sockets = tempfile::tempdir().expect("a directory");
+    let without = Confinement {
+        limits: None,
+        ..confinement(sockets.path(), Isolation::Strict)
+    };
+    assert_succeeded(outcome(|in_namespaces| {
+        let refused = jail::enter(&without, in_namespaces).expect_err("it lacks a layer");
+        u8::from(!matches!(refused, JailError::Missing(layers) if layers == ["limits"]))
+    }));
+}
+
+fn a_file_grows_no_further_than_its_limit() {
+    let mut file = tempfile::tempfile().expect("a file");
+    let outcome = outcome(|_| {
+        privileges::limit_resources(4096).expect("limits");
+        file.write_all(&[0; 4096]).expect("room");
+        u8::from(file.write_all(&[0]).is_ok())
+    });
+    // Whoever goes on writing is killed, unless the signal was ignored by whoever started this test.
+    let refused = outcome.terminating_signal() == Some(libc::SIGXFSZ) || outcome.exit_status() == Some(0);
+    assert!(refused, "{outcome:?}");
+    assert_eq!(file.metadata().expect("a file").len(), 4096);
+}
+
+fn a_child_that_cannot_be_placed_never_runs() {
+    let (mut ours, theirs) = UnixStream::pair().expect("sockets");
+    // SAFETY: this program starts no thread.
+    let forked = unsafe { namespaces::fork(|_| Err(io::Error::other("no place"))) };
+    if let Ok(Forked::Child { .. }) = &forked {
+        let _ = (&theirs).write_all(b"x");
+        // SAFETY: it ends this process at once, as is wanted.
+        unsafe { libc::_exit(0) }
+    }
+    assert!(forked.is_err());
+    drop(theirs);
+    assert_eq!(ours.read(&mut [0]).expect("its end"), 0);
 }

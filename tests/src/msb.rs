@@ -143,7 +143,7 @@ impl Msb {
         path
     }
 
-    /// What is left of sandboxes: processes, directories, names, sockets, pinned keys.
+    /// What is left of sandboxes: processes, directories, names, sockets, pinned keys, cgroups.
     pub fn leftovers(&self) -> Vec<String> {
         let mut left = self.processes();
         for directory in ["sandboxes", "names", "transient"] {
@@ -152,22 +152,14 @@ impl Msb {
         left.extend(entries(&self.runtime()));
         let known_hosts = fs::read_to_string(self.home().join("known_hosts")).unwrap_or_default();
         left.extend(known_hosts.lines().map(str::to_owned));
+        left.extend(orphaned_cgroups());
         left
     }
 
     /// Command lines of live processes that use this home.
     pub fn processes(&self) -> Vec<String> {
         let mark = self.directory.path().to_string_lossy().into_owned();
-        let mine = std::process::id().to_string();
-        let mut found = Vec::new();
-        for process in entries(Path::new("/proc")) {
-            let cmdline = fs::read(Path::new(&process).join("cmdline")).unwrap_or_default();
-            let cmdline = String::from_utf8_lossy(&cmdline).replace('\0', " ");
-            if cmdline.contains(&mark) && !process.ends_with(&mine) {
-                found.push(cmdline);
-            }
-        }
-        found
+        command_lines().filter(|line| line.contains(&mark)).collect()
     }
 }
 
@@ -220,6 +212,25 @@ impl Sandbox<'_> {
         pid_of(&self.inspect()["pid"])
     }
 
+    /// Its id.
+    ///
+    /// # Panics
+    /// When there is no such sandbox.
+    pub fn id(&self) -> String {
+        self.inspect()["id"]
+            .as_str()
+            .expect("every sandbox has an id")
+            .to_owned()
+    }
+
+    /// The cgroup of its VM.
+    ///
+    /// # Panics
+    /// When it has none.
+    pub fn cgroup(&self) -> PathBuf {
+        fs::read_link(self.msb.runtime().join(self.id()).join("cgroup")).expect("root's sandboxes have a cgroup")
+    }
+
     /// The process of the VM itself, in its jail.
     ///
     /// # Panics
@@ -227,6 +238,30 @@ impl Sandbox<'_> {
     pub fn vm(&self) -> Pid {
         pid_of(&self.inspect()["vm"]["pid"])
     }
+}
+
+/// Those of all processes but this one.
+fn command_lines() -> impl Iterator<Item = String> {
+    let mine = std::process::id().to_string();
+    let others = entries(Path::new("/proc"))
+        .into_iter()
+        .filter(move |process| !process.ends_with(&mine));
+    others.map(|process| {
+        let cmdline = fs::read(Path::new(&process).join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&cmdline).replace('\0', " ")
+    })
+}
+
+/// Cgroups of sandboxes of any home whose processes are gone: those are told their sandbox's id.
+fn orphaned_cgroups() -> Vec<String> {
+    let mut found = entries(Path::new("/sys/fs/cgroup/msb"));
+    let lines: Vec<_> = command_lines().collect();
+    found.retain(|path| {
+        let id = path.rsplit('/').next().unwrap_or_default();
+        // Asked last: what has gone meanwhile is no leftover.
+        !lines.iter().any(|line| line.contains(id)) && Path::new(path).is_dir()
+    });
+    found
 }
 
 fn pid_of(value: &serde_json::Value) -> Pid {

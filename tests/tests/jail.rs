@@ -45,7 +45,15 @@ fn every_thread_of_a_running_vm_is_jailed() {
         interfaces.len() == 1 && interfaces[0].trim().starts_with("lo:"),
         "{interfaces:?}"
     );
-    assert!(!proc(vm, "environ").contains("HOME="));
+    assert_eq!(proc(vm, "environ"), "");
+    let limits = proc(vm, "limits");
+    for limited in [
+        "core file size        0 ",
+        "locked memory         0 ",
+        "open files            4096 ",
+    ] {
+        assert!(limits.contains(limited), "{limited} of {limits}");
+    }
     let layers = sandbox.inspect()["vm"]["layers"].clone();
     assert!(
         layers["landlock"].as_u64().unwrap() > 0 && layers["namespaces"] == true,

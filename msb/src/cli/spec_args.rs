@@ -9,7 +9,7 @@ use msb_protocol::identity::SshFeatures;
 
 use crate::SandboxSpec;
 use crate::jail::Isolation;
-use crate::sandbox::spec::{Disk, Memory};
+use crate::sandbox::spec::{CpuLimit, Disk, Memory};
 use crate::store::names::Name;
 
 /// Options of `run` and `create`.
@@ -42,6 +42,12 @@ pub(super) struct SpecArgs {
     /// How much of the isolation around the VM to insist on: what this host offers, or every layer
     #[arg(long, value_name = "LEVEL", value_enum, default_value_t)]
     isolation: Isolation,
+    /// CPU time of the VM and its devices, such as 0.5; default: one CPU more than it has. Needs a cgroup
+    #[arg(long, value_name = "CPUS")]
+    cpu_limit: Option<CpuLimit>,
+    /// Bytes a second, such as 50M, to read from each host device with a disk, and to write. Needs a cgroup
+    #[arg(long, value_name = "SIZE")]
+    io_limit: Option<Memory>,
     /// Refuse forwarding of ports and sockets through the sandbox
     #[arg(long)]
     no_port_forwarding: bool,
@@ -68,6 +74,8 @@ impl SpecArgs {
             disks: self.disk,
             env: self.env.into_iter().map(|EnvVar { key, value }| (key, value)).collect(),
             isolation: self.isolation,
+            cpu_limit: self.cpu_limit,
+            io_limit: self.io_limit,
             ssh: SshFeatures {
                 port_forwarding: !self.no_port_forwarding,
                 agent_forwarding: !self.no_agent_forwarding,

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::Sandbox;
 use crate::jail::Isolation;
 use crate::sandbox::records::{ExitReason, RunRecord, VmProcess};
-use crate::sandbox::spec::Disk;
+use crate::sandbox::spec::{CpuLimit, Disk, Memory};
 use crate::sandbox::state::State;
 use crate::store::StoreError;
 use crate::store::files;
@@ -34,6 +34,9 @@ pub(super) struct SandboxView {
     /// The VM's own process and the layers that hold around it, while it lives.
     pub(super) vm: Option<VmProcess>,
     pub(super) isolation: Isolation,
+    /// What was asked for beyond what every sandbox is limited to: percent of a CPU, MiB a second.
+    pub(super) cpu_limit: Option<CpuLimit>,
+    pub(super) io_limit: Option<Memory>,
     /// What its SSH server offers.
     pub(super) ssh: SshFeatures,
     pub(super) created_at: Timestamp,
@@ -76,6 +79,8 @@ impl SandboxView {
             pid: state.run().map(|run| run.process.pid),
             vm: state.run().and_then(|run| run.vm),
             isolation: spec.isolation,
+            cpu_limit: spec.cpu_limit,
+            io_limit: spec.io_limit,
             ssh: spec.ssh,
             created_at: config.created_at,
             started_at: latest.map(|run| run.started_at),

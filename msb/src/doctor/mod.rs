@@ -111,10 +111,10 @@ fn isolation(layers: &Layers) -> Check {
     const NAME: &str = "isolation";
     let missing = layers.missing();
     if missing.is_empty() {
-        let abi = layers.landlock;
+        let (abi, user) = (layers.landlock, layers.user);
         return Check::ok(
             NAME,
-            format!("namespaces, Landlock (ABI {abi}), no privileges, seccomp"),
+            format!("namespaces, Landlock (ABI {abi}), no privileges, seccomp, limits, user {user}"),
         );
     }
     Check::warning(
@@ -123,9 +123,31 @@ fn isolation(layers: &Layers) -> Check {
             "VMs run without {}, and not at all with --isolation=strict",
             missing.join(", ")
         ),
-        "namespaces: allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, or \
-         kernel.apparmor_restrict_unprivileged_userns=0); landlock: a kernel of 5.13 or newer with it in its lsm= list",
+        missing
+            .iter()
+            .map(|layer| layer_mend(layer))
+            .collect::<Vec<_>>()
+            .join("; "),
     )
+}
+
+/// How a host gets a layer.
+fn layer_mend(layer: &str) -> &'static str {
+    match layer {
+        "namespaces" => {
+            "namespaces: allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, or \
+             kernel.apparmor_restrict_unprivileged_userns=0)"
+        }
+        "landlock" => "landlock: a kernel of 5.13 or newer with it in its lsm= list",
+        "limits" => {
+            "limits: as root, cgroups of version 2 with the controllers cpu, memory and pids; else run msb where a cgroup \
+             is delegated, for example by `systemd-run --user --scope -p Delegate=yes msb ...`"
+        }
+        "user" => {
+            "user: root of a user namespace needs more users mapped (user_namespaces(7)); else run msb as no root"
+        }
+        _ => "the other layers: a newer kernel",
+    }
 }
 
 /// Whether nothing failed.

@@ -1,21 +1,24 @@
 //! What a process that runs a guest gives up before the guest's first instruction.
 //!
 //! Layers, each of which holds if the others fail: namespaces of its own (user, mount, PID, network, IPC, UTS, cgroup)
-//! with an empty root directory, Landlock without a single allowed path, no capabilities and no way to new privileges,
-//! resource limits, and a seccomp filter for each kind of thread. Nothing is opened afterwards: what the process works
-//! with are the descriptors it has by then.
+//! with an empty root directory, Landlock without a single allowed path, no capabilities and no way to new privileges, a
+//! user of its own if root started it, a cgroup and resource limits, and a seccomp filter for each kind of thread. Nothing
+//! is opened afterwards: what the process works with are the descriptors it has by then.
 
+pub mod cgroup;
 pub mod landlock;
 pub mod namespaces;
 pub mod privileges;
 pub mod root;
 pub mod seccomp;
+pub mod user;
 
 use std::io;
-use std::path::Path;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use cgroup::Limits;
 use seccomp::Filters;
 
 /// How much of the jail a sandbox insists on.
@@ -41,6 +44,12 @@ pub struct Layers {
     pub privileges: bool,
     /// A system call filter for each kind of thread.
     pub seccomp: bool,
+    /// The user that it is: for root's sandboxes one of its own, else the user who started it.
+    #[serde(default)]
+    pub user: u32,
+    /// What its cgroup holds it to; nothing when the host gave none.
+    #[serde(default)]
+    pub limits: Option<Limits>,
 }
 
 impl Layers {
@@ -51,6 +60,8 @@ impl Layers {
             (self.landlock > 0, "landlock"),
             (self.privileges, "privileges"),
             (self.seccomp, "seccomp"),
+            (self.user != 0, "user"),
+            (self.limits.is_some(), "limits"),
         ];
         layers
             .iter()
@@ -90,28 +101,48 @@ impl JailError {
     }
 }
 
-/// Jails the calling process, which has one thread. Of the file system, `reachable` remains, under its own name, for
-/// connecting to sockets in it. Returns the layers that hold, and the filters for the threads to come.
+/// What a process is jailed with.
+#[derive(Clone, Debug)]
+pub struct Confinement {
+    /// The directory that remains of the file system, under its own name, for connecting to sockets in it.
+    pub reachable: PathBuf,
+    /// How much of the jail it insists on.
+    pub isolation: Isolation,
+    /// The user to become, which takes root to do.
+    pub user: Option<u32>,
+    /// What its cgroup holds it to, if it has one.
+    pub limits: Option<Limits>,
+    /// Bytes of the largest file it may write.
+    pub largest_file: u64,
+}
+
+/// Jails the calling process, which has one thread. Returns the layers that hold, and the filters for the threads to come.
 ///
 /// `in_namespaces` is what [`namespaces::fork`] said.
 ///
 /// # Errors
 /// When a step fails that this host should be able to do, or a layer is missing under [`Isolation::Strict`].
-pub fn enter(reachable: &Path, in_namespaces: bool, isolation: Isolation) -> Result<(Layers, Filters), JailError> {
+pub fn enter(confinement: &Confinement, in_namespaces: bool) -> Result<(Layers, Filters), JailError> {
     let filters = Filters::compile()?;
     if in_namespaces {
-        root::replace(reachable)?;
+        root::replace(&confinement.reachable)?;
     }
-    privileges::limit_resources()?;
+    privileges::limit_resources(confinement.largest_file)?;
+    privileges::bound()?;
+    if let Some(user) = confinement.user {
+        user::become_user(user);
+    }
     privileges::drop_all()?;
     let layers = Layers {
         namespaces: in_namespaces,
         landlock: landlock::forbid_files()?,
         privileges: true,
         seccomp: true,
+        user: rustix::process::geteuid().as_raw(),
+        limits: confinement.limits,
     };
     let missing = layers.missing();
-    if isolation == Isolation::Strict && !missing.is_empty() {
+    if confinement.isolation == Isolation::Strict && !missing.is_empty() {
         return Err(JailError::Missing(missing));
     }
     filters.apply_to_process()?;

@@ -1,9 +1,10 @@
 //! A process in namespaces of its own.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
 
-use rustix::process::{Gid, Pid, Uid, getgid, getuid};
+use rustix::process::{Pid, Signal, WaitOptions, getgid, getuid, kill_process, waitpid};
 
 /// All namespaces but that of time. The user namespace is what lets an unprivileged process have the others.
 const NAMESPACES: libc::c_int = libc::CLONE_NEWUSER
@@ -26,40 +27,106 @@ pub enum Forked {
     },
 }
 
-/// Forks a child in namespaces of its own, or, where the host allows none, in those of the parent.
+/// Forks a child in namespaces of its own, or, where the host allows none, in those of the parent. The parent does
+/// `place` to the child before the child goes on.
 ///
 /// # Safety
 /// The process has one thread, so that the child may go on as any process.
 ///
 /// # Errors
-/// When the host refuses a process.
-pub unsafe fn fork() -> io::Result<Forked> {
-    let (uid, gid) = (getuid(), getgid());
-    // SAFETY: the caller's promise; without a stack of its own the child goes on here, as with fork(2).
-    let pid = unsafe { clone(NAMESPACES) };
-    if let Ok(pid) = pid {
-        let in_namespaces = true;
-        return Ok(match Pid::from_raw(pid) {
-            Some(child) => Forked::Parent(child),
-            None => {
-                map_ids(uid, gid)?;
-                Forked::Child { in_namespaces }
+/// When the host refuses a process, or `place` fails: there is no child then.
+pub unsafe fn fork(place: impl FnOnce(Pid) -> io::Result<()>) -> io::Result<Forked> {
+    // SAFETY: the caller's promise.
+    let isolated = unsafe { fork_when(NAMESPACES, map_ids) };
+    let (forked, in_namespaces) = match isolated {
+        Ok(forked) => (forked, true),
+        // SAFETY: the caller's promise.
+        Err(_) => (unsafe { fork_when(0, |_| Ok(())) }?, false),
+    };
+    match forked {
+        Held::Child(parent) => {
+            wait_for(&parent);
+            Ok(Forked::Child { in_namespaces })
+        }
+        Held::Parent(pid, child) => match place(pid).and_then(|()| (&child).write_all(&[0])) {
+            Ok(()) => Ok(Forked::Parent(pid)),
+            Err(error) => {
+                discard(pid);
+                Err(error)
             }
-        });
+        },
     }
-    // SAFETY: as above.
-    let pid = unsafe { clone(0) }?;
-    Ok(match Pid::from_raw(pid) {
-        Some(child) => Forked::Parent(child),
-        None => Forked::Child { in_namespaces: false },
-    })
+}
+
+/// A child that waits for a byte on its socket.
+enum Held {
+    Parent(Pid, UnixStream),
+    Child(UnixStream),
+}
+
+/// Forks a child that goes on when `prepare` has succeeded.
+///
+/// # Safety
+/// As for [`fork`].
+unsafe fn fork_when(flags: libc::c_int, prepare: impl FnOnce(Pid) -> io::Result<()>) -> io::Result<Held> {
+    let (ours, theirs) = UnixStream::pair()?;
+    // SAFETY: the caller's promise; without a stack of its own the child goes on here, as with fork(2).
+    match Pid::from_raw(unsafe { clone(flags) }?) {
+        Some(child) => match prepare(child).and_then(|()| (&ours).write_all(&[0])) {
+            Ok(()) => Ok(Held::Parent(child, ours)),
+            Err(error) => {
+                discard(child);
+                Err(error)
+            }
+        },
+        None => {
+            drop(ours);
+            wait_for(&theirs);
+            Ok(Held::Child(theirs))
+        }
+    }
+}
+
+/// In the child: waits for the parent's word. Without it there is nothing to go on for.
+fn wait_for(mut parent: &UnixStream) {
+    if parent.read_exact(&mut [0]).is_err() {
+        // SAFETY: it ends this process at once, without running anything of the parent's.
+        unsafe { libc::_exit(1) }
+    }
+}
+
+/// In the parent: ends a child that was not let go.
+fn discard(child: Pid) {
+    // A child of one's own can be killed and waited for.
+    let _ = kill_process(child, Signal::KILL);
+    let _ = waitpid(Some(child), WaitOptions::empty());
 }
 
 /// Without a map, files of this user that are made in the namespace would belong to nobody, which the kernel refuses.
-fn map_ids(uid: Uid, gid: Gid) -> io::Result<()> {
-    fs::write("/proc/self/setgroups", "deny")?;
-    fs::write("/proc/self/uid_map", format!("{0} {0} 1", uid.as_raw()))?;
-    fs::write("/proc/self/gid_map", format!("{0} {0} 1", gid.as_raw()))
+///
+/// Root maps all users it has: the child opens files of any user as root would, and becomes another one. Anybody else can
+/// map but themselves.
+fn map_ids(child: Pid) -> io::Result<()> {
+    let file = |name: &str| format!("/proc/{child}/{name}");
+    let same = |map: &str| identity_of(&fs::read_to_string(format!("/proc/self/{map}"))?);
+    if getuid().is_root() && fs::write(file("uid_map"), same("uid_map")?).is_ok() {
+        return fs::write(file("gid_map"), same("gid_map")?);
+    }
+    fs::write(file("setgroups"), "deny")?;
+    fs::write(file("uid_map"), format!("{0} {0} 1", getuid().as_raw()))?;
+    fs::write(file("gid_map"), format!("{0} {0} 1", getgid().as_raw()))
+}
+
+/// The map under which every id that `map` has means itself (user_namespaces(7): inside, outside, length).
+fn identity_of(map: &str) -> io::Result<String> {
+    let lines = map.lines().map(|line| {
+        let mut fields = line.split_ascii_whitespace();
+        let (first, length) = (fields.next()?, fields.nth(1)?);
+        Some(format!("{first} {first} {length}\n"))
+    });
+    lines
+        .collect::<Option<String>>()
+        .ok_or_else(|| io::Error::other("a map of ids is not as user_namespaces(7) says"))
 }
 
 /// clone(2) as fork(2) with `flags`.
@@ -72,5 +139,17 @@ unsafe fn clone(flags: libc::c_int) -> io::Result<i32> {
     match unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) } {
         -1 => Err(io::Error::last_os_error()),
         pid => Ok(i32::try_from(pid).expect("a process id is 32 bits")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_id_of_a_map_means_itself() {
+        let map = "         0       1000          1\n         1     100000      65536\n";
+        assert_eq!(identity_of(map).unwrap(), "0 0 1\n1 1 65536\n");
+        assert!(identity_of("0 0\n").is_err());
     }
 }

@@ -3,12 +3,12 @@
 use std::fs;
 use std::path::Path;
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_change, mount_remount,
     move_mount, open_tree, unmount,
 };
-use rustix::process::{chdir, pivot_root};
+use rustix::process::{chdir, pivot_root, umask};
 
 use super::JailError;
 
@@ -27,7 +27,11 @@ pub fn replace(kept: &Path) -> Result<(), JailError> {
 
     mount("none", kept, "tmpfs", HARDENED, c"size=64k,mode=0755").map_err(JailError::refused("mount an empty root"))?;
     let inside = kept.join(kept.strip_prefix("/").unwrap_or(kept));
-    fs::create_dir_all(&inside).map_err(JailError::refused("make a directory in the empty root"))?;
+    // Whichever user the process becomes finds its way.
+    let before = umask(Mode::WGRP | Mode::WOTH);
+    let made = fs::create_dir_all(&inside);
+    umask(before);
+    made.map_err(JailError::refused("make a directory in the empty root"))?;
     let to_path = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     move_mount(&tree, c"", CWD, &inside, to_path).map_err(JailError::refused("mount the directory of sockets"))?;
     let read_only = HARDENED | MountFlags::BIND | MountFlags::RDONLY;

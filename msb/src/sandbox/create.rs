@@ -70,27 +70,28 @@ impl Sandbox {
         transient: bool,
     ) -> Result<(Self, Option<RunLock>), CreateError> {
         let spec = spec.validated()?;
-        let id = SandboxId::random().map_err(CreateError::Random)?;
-        let config = Config {
-            id,
-            created_at: Timestamp::now(),
-            spec,
-        };
-        let host_key = KeyPair::generate_ed25519(&format!("host key of {}.msb", config.label()))?;
         let keys = accepted_keys(store, authorized_keys)?;
-        let new = NewSandbox {
-            config: &config,
-            host_key: &host_key,
-            authorized_keys: &keys,
-        };
-        let lock = store.insert(new, transient)?;
-        Ok((
-            Self {
-                store: store.clone(),
-                config,
-            },
-            lock,
-        ))
+        loop {
+            let config = Config {
+                id: SandboxId::random().map_err(CreateError::Random)?,
+                created_at: Timestamp::now(),
+                spec: spec.clone(),
+            };
+            let host_key = KeyPair::generate_ed25519(&format!("host key of {}.msb", config.label()))?;
+            let new = NewSandbox {
+                config: &config,
+                host_key: &host_key,
+                authorized_keys: &keys,
+            };
+            match store.insert(new, transient) {
+                // The ids are random: another one has another user.
+                Err(StoreError::UserTaken(_)) => {}
+                inserted => {
+                    let store = store.clone();
+                    return Ok((Self { store, config }, inserted?));
+                }
+            }
+        }
     }
 }
 

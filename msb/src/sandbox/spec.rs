@@ -9,6 +9,7 @@ use msb_protocol::identity::SshFeatures;
 use serde::{Deserialize, Serialize};
 
 use crate::jail::Isolation;
+use crate::jail::cgroup::Limits;
 use crate::store::names::Name;
 
 /// The least memory a guest starts with: the kernel, the unpacked image and one session.
@@ -16,6 +17,12 @@ pub const MIN_MEMORY_MIB: u32 = 64;
 
 /// The most virtual CPUs a guest may have.
 pub const MAX_CPUS: u8 = 32;
+
+/// MiB that a VM may use beyond its guest's memory and the kernel's tables for it: some twenty times what one needs.
+const OVERHEAD_MIB: u32 = 128;
+
+/// Threads that a VM may have beside one for each CPU and disk.
+const SPARE_TASKS: u32 = 32;
 
 /// What a sandbox is asked to be. Made with [`SandboxSpec::default`] and changed field by field.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -43,6 +50,12 @@ pub struct SandboxSpec {
     /// How much of the jail around the VM it insists on.
     #[serde(default)]
     pub isolation: Isolation,
+    /// CPU time of the VM with its devices; without one, a CPU more than it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_limit: Option<CpuLimit>,
+    /// What is read from each device that holds its disks in a second, and what is written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_limit: Option<Memory>,
     /// What its SSH server offers.
     #[serde(default)]
     pub ssh: SshFeatures,
@@ -59,6 +72,8 @@ impl Default for SandboxSpec {
             disks: Vec::new(),
             env: BTreeMap::new(),
             isolation: Isolation::default(),
+            cpu_limit: None,
+            io_limit: None,
             ssh: SshFeatures::default(),
         }
     }
@@ -94,12 +109,36 @@ pub enum SpecError {
     /// The configuration is JSON, which is UTF-8.
     #[error("the path {} is not UTF-8", .0.display())]
     NotUtf8(PathBuf),
+    /// A limit that lets nothing happen.
+    #[error("a limit of 0 input and output would stop the sandbox; give more, such as 10M")]
+    NoIo,
     /// The kernel's command line is one line of text.
     #[error("the kernel command line {0:?} has a control character")]
     Cmdline(String),
 }
 
 impl SandboxSpec {
+    /// What its VM may use of the host.
+    pub fn limits(&self) -> Limits {
+        let cpus = u32::from(self.cpus);
+        let disks = u32::try_from(self.disks.len()).unwrap_or(u32::MAX);
+        Limits {
+            memory_mib: self
+                .memory
+                .mib
+                .saturating_add(self.memory.mib / 64)
+                .saturating_add(OVERHEAD_MIB),
+            cpu_percent: self.cpu_limit.map_or((cpus + 1) * 100, |limit| limit.percent),
+            tasks: cpus.saturating_add(disks).saturating_add(SPARE_TASKS),
+            io_mib: self.io_limit.map(|limit| limit.mib),
+        }
+    }
+
+    /// Whether limits were asked for, beyond those that every sandbox has where its host can.
+    pub fn asks_for_limits(&self) -> bool {
+        self.cpu_limit.is_some() || self.io_limit.is_some()
+    }
+
     /// Checks what can be checked before anything is made, and makes the paths absolute.
     ///
     /// # Errors
@@ -117,6 +156,9 @@ impl SandboxSpec {
                 asked: self.memory,
                 host,
             });
+        }
+        if self.io_limit.is_some_and(|limit| limit.mib == 0) {
+            return Err(SpecError::NoIo);
         }
         if self.cmdline.contains(|c: char| c.is_control()) {
             return Err(SpecError::Cmdline(self.cmdline));
@@ -196,6 +238,39 @@ impl fmt::Display for Memory {
         match self.mib {
             mib if mib != 0 && mib % 1024 == 0 => write!(f, "{}G", mib / 1024),
             mib => write!(f, "{mib}M"),
+        }
+    }
+}
+
+/// An amount of CPU time in CPUs. Written `0.5` or `2`.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(transparent)]
+pub struct CpuLimit {
+    /// In percent of one CPU.
+    pub percent: u32,
+}
+
+/// The text is no amount of CPU time.
+#[derive(Debug, Eq, PartialEq, thiserror::Error)]
+#[error("'{0}' is no number of CPUs; write 0.5 or 2, from 0.01 to 1000")]
+pub struct CpuLimitError(String);
+
+impl FromStr for CpuLimit {
+    type Err = CpuLimitError;
+
+    fn from_str(text: &str) -> Result<Self, CpuLimitError> {
+        let error = || CpuLimitError(text.into());
+        let (whole, hundredths) = text.split_once('.').unwrap_or((text, "0"));
+        let is_number = |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+        if !is_number(whole) || !is_number(hundredths) || hundredths.len() > 2 {
+            return Err(error());
+        }
+        let hundredths: u32 = format!("{hundredths:0<2}").parse().map_err(|_| error())?;
+        let whole: u32 = whole.parse().map_err(|_| error())?;
+        let percent = whole.checked_mul(100).and_then(|whole| whole.checked_add(hundredths));
+        match percent {
+            Some(percent @ 1..=100_000) => Ok(Self { percent }),
+            _ => Err(error()),
         }
     }
 }
@@ -280,6 +355,48 @@ mod tests {
         assert!(matches!(
             SandboxSpec { cmdline, ..spec() }.validated(),
             Err(SpecError::Cmdline(_))
+        ));
+    }
+
+    #[test]
+    fn a_cpu_limit_is_a_number_of_cpus() {
+        for (text, percent) in [("2", 200), ("0.5", 50), ("1.25", 125), ("0.01", 1), ("1000", 100_000)] {
+            assert_eq!(text.parse(), Ok(CpuLimit { percent }), "{text}");
+        }
+        for bad in [
+            "",
+            "0",
+            "0.00",
+            "-1",
+            "+1",
+            ".5",
+            "1.",
+            "1.234",
+            "1e3",
+            "1001",
+            "99999999999",
+            "50%",
+        ] {
+            assert_eq!(bad.parse::<CpuLimit>(), Err(CpuLimitError(bad.into())), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_vm_is_limited_to_what_it_was_given_and_some_room() {
+        let limits = SandboxSpec::default().limits();
+        assert_eq!((limits.memory_mib, limits.cpu_percent, limits.io_mib), (388, 200, None));
+        let spec = SandboxSpec {
+            cpus: 4,
+            cpu_limit: Some(CpuLimit { percent: 150 }),
+            io_limit: Some(Memory { mib: 10 }),
+            ..SandboxSpec::default()
+        };
+        assert_eq!((spec.limits().cpu_percent, spec.limits().io_mib), (150, Some(10)));
+        assert!(spec.asks_for_limits());
+        let io_limit = Some(Memory { mib: 0 });
+        assert!(matches!(
+            SandboxSpec { io_limit, ..spec }.validated(),
+            Err(SpecError::NoIo)
         ));
     }
 

@@ -107,6 +107,7 @@ impl Sandbox {
             initramfs: files.initramfs,
             tools: files.tools,
             lifetime,
+            log: std::env::var("MSB_LOG").ok(),
             lock_fd: -1,
             status_fd: -1,
         };

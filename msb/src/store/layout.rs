@@ -130,6 +130,11 @@ impl Layout {
         self.runtime.join(id.as_str())
     }
 
+    /// A link to the cgroup of the sandbox's VM.
+    pub fn cgroup(&self, id: &SandboxId) -> PathBuf {
+        self.sockets(id).join("cgroup")
+    }
+
     /// The socket that leads to the sandbox's vsock ports.
     pub fn vsock(&self, id: &SandboxId) -> PathBuf {
         self.sockets(id).join("v.sock")

@@ -21,6 +21,7 @@ use msb_ssh::keys::{KeyError, KeyPair};
 use msb_ssh::known_hosts::{self, KnownHostsError};
 use names::{Name, SandboxId};
 
+use crate::jail::cgroup::CgroupError;
 use crate::sandbox::config::Config;
 
 /// Why the store cannot do something.
@@ -58,6 +59,12 @@ pub enum StoreError {
     /// The directory for sockets belongs to somebody else.
     #[error("{} is not a directory of yours alone; remove it or set MSB_RUNTIME_DIR to another", .0.display())]
     ForeignRuntimeDir(PathBuf),
+    /// The id leads to the same user as another's, whose VM it could then reach.
+    #[error("sandbox {0} has the same user; try again")]
+    UserTaken(SandboxId),
+    /// The cgroup of a run that is over stays.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// A file could not be used.
     #[error(transparent)]
     File(#[from] FileError),
@@ -138,7 +145,7 @@ impl Store {
     /// nobody holds its lock, which is returned.
     ///
     /// # Errors
-    /// When its name is taken, its socket's path would be too long, or a file cannot be written.
+    /// When its name or its user is taken, its socket's path would be too long, or a file cannot be written.
     pub fn insert(&self, new: NewSandbox<'_>, transient: bool) -> Result<Option<RunLock>, StoreError> {
         let id = &new.config.id;
         self.check_socket_path(id)?;
@@ -148,6 +155,9 @@ impl Store {
             && let Some(id) = self.named(name)
         {
             return Err(StoreError::NameTaken { name: name.clone(), id });
+        }
+        if let Some(other) = self.ids()?.into_iter().find(|other| other.user() == id.user()) {
+            return Err(StoreError::UserTaken(other));
         }
         let built = self.build(new, transient).and_then(|lock| match transient {
             true => Ok(lock),
@@ -262,7 +272,7 @@ impl Store {
         if !meta.is_dir() || meta.uid() != rustix::process::getuid().as_raw() || meta.mode() & 0o077 != 0 {
             return Err(StoreError::ForeignRuntimeDir(runtime.clone()));
         }
-        files::remove_dir_optional(&self.layout.sockets(id))?;
+        self.remove_surroundings(id)?;
         Ok(files::create_private_dirs(&self.layout.sockets(id))?)
     }
 

@@ -7,6 +7,8 @@ use std::str::FromStr;
 use rustix::rand::GetRandomFlags;
 use serde::{Deserialize, Serialize};
 
+use crate::jail::user;
+
 /// Hex digits of an id.
 const ID_DIGITS: usize = 12;
 
@@ -33,6 +35,11 @@ impl SandboxId {
         // Up to 256 bytes come whole or not at all (getrandom(2)).
         rustix::rand::getrandom(&mut bytes, GetRandomFlags::empty())?;
         Ok(Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
+    }
+
+    /// The user that the sandbox's VM is when root starts it. No two sandboxes of a store have the same.
+    pub fn user(&self) -> u32 {
+        user::of(u64::from_str_radix(&self.0, 16).expect("an id is hex digits, fewer than a number has"))
     }
 
     /// The digits.

@@ -7,6 +7,7 @@ use msb_ssh::known_hosts;
 use super::files;
 use super::names::{Name, SandboxId};
 use super::{Store, StoreError, StoreLock, list};
+use crate::jail::cgroup;
 use crate::sandbox::config::Config;
 
 /// Something nobody owns any more.
@@ -38,7 +39,7 @@ impl Store {
                 Leftover::Directory { id, name } => self.purge(guard, &id, &self.layout.sandboxes().join(name))?,
                 Leftover::Transient(id) if self.exists(&id) => self.remove_locked(guard, &id)?,
                 Leftover::Transient(id) => self.keep(&id)?,
-                Leftover::Sockets(id) => files::remove_dir_optional(&self.layout.sockets(&id))?,
+                Leftover::Sockets(id) => self.remove_surroundings(&id)?,
             }
         }
         Ok(())
@@ -77,7 +78,7 @@ impl Store {
         if let Some(name) = config.and_then(|config| config.spec.name) {
             self.remove_name(&name, id)?;
         }
-        files::remove_dir_optional(&self.layout.sockets(id))?;
+        self.remove_surroundings(id)?;
         self.keep(id)?;
         // On a full disk, this makes the room that the shorter known_hosts needs for a moment.
         for entry in list(dir)? {
@@ -85,6 +86,14 @@ impl Store {
         }
         known_hosts::remove(&self.layout.known_hosts(), &[&format!("{id}.msb")])?;
         Ok(files::remove_dir_optional(dir)?)
+    }
+
+    /// Removes what was around a run that is over: its cgroup, if it has one, and its sockets.
+    pub(crate) fn remove_surroundings(&self, id: &SandboxId) -> Result<(), StoreError> {
+        if let Ok(cgroup) = std::fs::read_link(self.layout.cgroup(id)) {
+            cgroup::remove(&cgroup)?;
+        }
+        Ok(files::remove_dir_optional(&self.layout.sockets(id))?)
     }
 
     /// Removes a name unless it is another sandbox's.

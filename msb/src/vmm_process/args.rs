@@ -28,6 +28,8 @@ pub struct VmmArgs {
     pub tools: PathBuf,
     /// What becomes of the sandbox when the starter ends.
     pub lifetime: Lifetime,
+    /// What its log holds, as `MSB_LOG` says: its environment is empty.
+    pub log: Option<String>,
     /// The descriptor that holds the sandbox's lock.
     pub lock_fd: RawFd,
     /// The descriptor of the socket to the starter.

@@ -3,9 +3,10 @@
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use msb_protocol::notice::Notice;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::args::Lifetime;
@@ -14,6 +15,10 @@ use super::machine::Machine;
 use super::notices::Notices;
 use super::outcome::Observed;
 use super::signals::Signals;
+
+/// How long a VM may take to end that was asked to: its threads only have to return. One that was stopped by a signal
+/// never does.
+const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Watches until the VM has ended.
 #[derive(Debug)]
@@ -38,22 +43,30 @@ impl<R: FnMut(&str, u64, u64)> Watcher<'_, R> {
     /// Returns what was seen when the VM has ended.
     pub(super) fn run(mut self) -> Observed {
         let mut observed = Observed::default();
+        let mut deadline = None;
         loop {
-            let ready = match self.poll(&observed) {
+            let ready = match self.poll(&observed, deadline) {
                 Ok(ready) => ready,
                 Err(Errno::INTR) => continue,
                 Err(errno) => {
-                    tracing::error!(%errno, "cannot watch the VM: ending it");
+                    tracing::error!(%errno, "cannot watch the VM: killing it");
                     self.stop(&mut observed, "the VMM process could not watch the VM");
+                    self.kill(&mut observed);
                     return observed;
                 }
             };
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                self.kill(&mut observed);
+            }
             if ready.signals {
                 self.signals.clear();
                 self.stop(&mut observed, "killed");
             }
             if ready.starter && self.starter_ended() {
                 self.stop(&mut observed, "the process it belonged to ended");
+            }
+            if observed.stopped_because.is_some() {
+                deadline.get_or_insert_with(|| Instant::now() + STOP_TIMEOUT);
             }
             if ready.console {
                 self.console.take();
@@ -68,7 +81,7 @@ impl<R: FnMut(&str, u64, u64)> Watcher<'_, R> {
         }
     }
 
-    fn poll(&self, observed: &Observed) -> Result<Ready, Errno> {
+    fn poll(&self, observed: &Observed, deadline: Option<Instant>) -> Result<Ready, Errno> {
         // A descriptor at its end stays readable: it is not polled once that is known.
         let starter = self.lifetime.is_bound(observed.ready) && observed.stopped_because.is_none();
         let starter = starter.then(|| self.starter.as_fd());
@@ -80,7 +93,11 @@ impl<R: FnMut(&str, u64, u64)> Watcher<'_, R> {
             Some(self.machine.fd()),
         ];
         let mut fds: Vec<PollFd<'_>> = watched.iter().flatten().map(input_of).collect();
-        poll(&mut fds, None)?;
+        // What was killed ends, however long that takes.
+        let left = deadline.filter(|_| !observed.killed);
+        let left = left.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let left = left.map(|left| Timespec::try_from(left).expect("some seconds fit"));
+        poll(&mut fds, left.as_ref())?;
         let mut results = fds.iter().map(|fd| !fd.revents().is_empty());
         let mut next = |fd: &Option<BorrowedFd<'_>>| fd.is_some() && results.next().unwrap_or(false);
         let [signals, starter, notices, console, vm_ended] = watched.each_ref().map(&mut next);
@@ -128,6 +145,11 @@ impl<R: FnMut(&str, u64, u64)> Watcher<'_, R> {
     fn stop(&self, observed: &mut Observed, because: &'static str) {
         observed.stopped_because.get_or_insert(because);
         self.machine.stop();
+    }
+
+    fn kill(&self, observed: &mut Observed) {
+        observed.killed = true;
+        self.machine.kill();
     }
 }
 

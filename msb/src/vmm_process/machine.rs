@@ -13,9 +13,10 @@ use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, set_parent_process_d
 use serde::{Deserialize, Serialize};
 
 use super::outcome::VmEnd;
+use super::surroundings::Surroundings;
 use super::vm;
 use crate::jail::namespaces::{self, Forked};
-use crate::jail::{self, Isolation, Layers};
+use crate::jail::{self, Layers};
 use crate::report;
 use crate::timings::now_us;
 
@@ -48,10 +49,8 @@ pub(super) struct Started {
 pub(super) struct Plan {
     /// The VM.
     pub(super) config: VmConfig,
-    /// The directory of its sockets.
-    pub(super) sockets: std::path::PathBuf,
-    /// How much of the jail it insists on.
-    pub(super) isolation: Isolation,
+    /// What it is confined to.
+    pub(super) surroundings: Surroundings,
 }
 
 /// The keeper's side of a machine. Dropping it ends the machine.
@@ -73,7 +72,7 @@ impl Machine {
     pub(super) unsafe fn spawn(plan: &Plan) -> io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
         // SAFETY: the caller's promise.
-        match unsafe { namespaces::fork() }? {
+        match unsafe { namespaces::fork(|child| plan.surroundings.place(child)) }? {
             Forked::Child { in_namespaces } => {
                 drop(ours);
                 run(plan, &theirs, in_namespaces)
@@ -114,6 +113,12 @@ impl Machine {
         let _ = self.socket.shutdown(std::net::Shutdown::Write);
     }
 
+    /// Ends the machine at once.
+    pub(super) fn kill(&self) {
+        // It is a child that was not waited for yet, so nobody else has its number.
+        let _ = rustix::process::kill_process(self.pid, Signal::KILL);
+    }
+
     /// Waits until the machine has ended, and says how.
     pub(super) fn ended(&mut self) -> VmEnd {
         let reported = match self.next_report() {
@@ -150,7 +155,7 @@ impl Machine {
     /// It said no word of its end.
     fn died(&self) -> VmEnd {
         // It may have said nonsense and live.
-        let _ = rustix::process::kill_process(self.pid, Signal::KILL);
+        self.kill();
         let how = match waitpid(Some(self.pid), WaitOptions::empty()) {
             Ok(Some((_, status))) => describe(status),
             Ok(None) | Err(_) => "died".into(),
@@ -211,7 +216,7 @@ fn start(plan: &Plan, in_namespaces: bool) -> Result<(RunningVm, Started), Strin
     let machine = vm::build(&plan.config)?;
     let built_us = now_us();
     let (layers, filters) =
-        jail::enter(&plan.sockets, in_namespaces, plan.isolation).map_err(|error| report::one_line(&error))?;
+        jail::enter(&plan.surroundings.confinement, in_namespaces).map_err(|error| report::one_line(&error))?;
     let restrict: OnThread = Arc::new(move |role| filters.apply_to_thread(role));
     let running = machine
         .start_with(&restrict)

@@ -9,6 +9,7 @@ mod outcome;
 mod signals;
 pub mod spawn;
 pub mod status;
+mod surroundings;
 mod vm;
 
 use std::io;
@@ -28,6 +29,7 @@ use notices::Notices;
 use outcome::{Observed, VmEnd};
 use signals::Signals;
 use status::{StatusEvent, StatusWriter};
+use surroundings::SurroundingsError;
 
 use crate::identity::Identity;
 use crate::report;
@@ -47,6 +49,8 @@ enum SetUpError {
     Store(#[from] StoreError),
     #[error(transparent)]
     File(#[from] FileError),
+    #[error(transparent)]
+    Surroundings(#[from] SurroundingsError),
     #[error("cannot listen on {}", path.display())]
     Listen { path: PathBuf, source: io::Error },
     #[error("cannot write the guest's console to {}", path.display())]
@@ -73,7 +77,7 @@ pub fn run(json: &str) -> Result<(), serde_json::Error> {
         ..Timings::default()
     };
     let args: VmmArgs = serde_json::from_str(json)?;
-    log_to_stderr();
+    log_to_stderr(args.log.as_deref());
     // All that this process makes is its user's alone, sockets included.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     rustix::thread::set_name(c"msb-vmm").unwrap_or_default();
@@ -134,9 +138,14 @@ impl Run {
         self.store.create_socket_dir(self.id(), &self.lock)?;
         let layout = self.store.layout();
         let path = layout.vsock_listener(self.id(), msb_protocol::ports::NOTICES);
-        let notices = Notices::listen(&path).map_err(|source| SetUpError::Listen { path, source })?;
-
         let sandbox = Sandbox::open(&self.store, self.id())?;
+        let spec = &sandbox.config().spec;
+        let surroundings = surroundings::prepare(&self.store, self.id(), spec)?;
+        let notices = Notices::listen(&path).map_err(|source| SetUpError::Listen {
+            path: path.clone(),
+            source,
+        })?;
+        surroundings.let_connect(&path)?;
         let dir = self.dir();
         // The console is that of the latest run: an older panic would be taken for this one's.
         for log in [dir.console_log(), dir.older_console_log()] {
@@ -151,15 +160,15 @@ impl Run {
             tools: &self.args.tools,
             vsock: &layout.vsock(self.id()),
         };
-        let spec = &sandbox.config().spec;
         let plan = Plan {
             config: vm::config(spec, vm_files, self.identity(&sandbox)?, sink),
-            sockets: layout.sockets(self.id()),
-            isolation: spec.isolation,
+            surroundings,
         };
         // SAFETY: this process has started no thread.
         let mut machine = unsafe { Machine::spawn(&plan) }.map_err(SetUpError::system("start a process for the VM"))?;
-        drop(plan);
+        let Plan { config, surroundings } = plan;
+        // The console ends with the machine, which has the other copy of its end.
+        drop(config);
         let started = match machine.started() {
             Ok(started) => started,
             Err(end) => return Ok((end, Observed::default())),
@@ -189,7 +198,7 @@ impl Run {
             },
         };
         let observed = watcher.run();
-        let end = machine.ended();
+        let end = surroundings.explain(machine.ended());
         console.finish();
         Ok((end, observed))
     }
@@ -262,7 +271,7 @@ impl Run {
         let recorded = files::replace_json(&self.dir().exit(), &record).map_err(StoreError::from);
         let cleaned = match self.args.lifetime.is_bound(observed.ready) {
             true => self.store.remove_held(self.id(), &self.lock),
-            false => files::remove_dir_optional(&self.store.layout().sockets(self.id())).map_err(StoreError::from),
+            false => self.store.remove_surroundings(self.id()),
         };
         if let Ok(status) = StatusWriter::new(status) {
             status.send(&StatusEvent::Ended(record));
@@ -290,9 +299,9 @@ fn new_run_id() -> String {
 }
 
 /// Standard error is the VMM process's log.
-fn log_to_stderr() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("MSB_LOG");
-    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+fn log_to_stderr(filter: Option<&str>) {
+    let filter = filter.and_then(|filter| tracing_subscriber::EnvFilter::try_new(filter).ok());
+    let filter = filter.unwrap_or_else(|| tracing_subscriber::EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)

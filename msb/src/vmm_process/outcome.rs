@@ -31,11 +31,20 @@ pub(super) struct Observed {
     pub(super) shutting_down: bool,
     /// Why this process ended the VM.
     pub(super) stopped_because: Option<&'static str>,
+    /// The VM did not end when it was asked to.
+    pub(super) killed: bool,
 }
 
 /// The reason and the message of the exit record. `console` is the last thing the kernel said, if it is known.
 pub(super) fn classify(end: VmEnd, observed: &Observed, console: Option<&str>) -> (ExitReason, String) {
     match end {
+        VmEnd::Failed(_) if observed.killed => {
+            let because = observed.stopped_because.unwrap_or("killed");
+            (
+                ExitReason::Killed,
+                format!("{because}; the VM's process did not react and had to be killed"),
+            )
+        }
         VmEnd::Failed(message) => (ExitReason::VmmError, message),
         VmEnd::Stopped => (ExitReason::Killed, observed.stopped_because.unwrap_or("killed").into()),
         VmEnd::Reset if observed.shutting_down => (ExitReason::Shutdown, "the guest shut down".into()),
@@ -81,7 +90,7 @@ mod tests {
         let observed = |ready, shutting_down| Observed {
             ready,
             shutting_down,
-            stopped_because: None,
+            ..Observed::default()
         };
         let classify = |end, observed, console| classify(end, &observed, console);
         assert_eq!(
@@ -110,6 +119,18 @@ mod tests {
             classify(VmEnd::Failed("no".into()), observed(false, false), None),
             (ExitReason::VmmError, "no".into())
         );
+    }
+
+    #[test]
+    fn a_vm_that_had_to_be_killed_was_stopped_all_the_same() {
+        let observed = Observed {
+            stopped_because: Some("the process it belonged to ended"),
+            killed: true,
+            ..Observed::default()
+        };
+        let (reason, message) = classify(VmEnd::Failed("signal 9".into()), &observed, None);
+        assert_eq!(reason, ExitReason::Killed);
+        assert!(message.starts_with("the process it belonged to ended"), "{message}");
     }
 
     #[test]

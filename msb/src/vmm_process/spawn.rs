@@ -11,9 +11,6 @@ use super::args::{self, VmmArgs};
 use crate::store::files::{self, FileError};
 use crate::store::lock::RunLock;
 
-/// The variables of the starter's environment that a VMM process gets.
-const PASSED: [&str; 2] = ["MSB_LOG", "RUST_BACKTRACE"];
-
 /// Why there is no VMM process.
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
@@ -52,9 +49,8 @@ pub fn spawn(program: &Path, mut args: VmmArgs, lock: RunLock, log: &Path) -> Re
     let mut command = Command::new(program);
     command.arg0("msb").arg(args::VERB).arg(json);
     // What the user's environment holds is nothing to a guest that takes its VMM over.
-    command.env_clear();
-    command.envs(PASSED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
     command
+        .env_clear()
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(log)
