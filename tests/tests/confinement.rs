@@ -64,10 +64,10 @@ fn a_vm_uses_no_more_of_its_host_than_it_may() {
     let msb = Msb::new();
     let sandbox = msb.create_with("limited", &["--cpu-limit", "0.5"]);
     let limits = sandbox.inspect()["vm"]["layers"]["limits"].clone();
-    assert_eq!(limits["cpu-percent"], 50);
+    assert_eq!(limits["cpu_percent"], 50);
     let cgroup = sandbox.cgroup();
     assert_eq!(read(&cgroup.join("cpu.max")), "50000 100000\n");
-    let memory = limits["memory-mib"].as_u64().unwrap() << 20;
+    let memory = limits["memory_mib"].as_u64().unwrap() << 20;
     assert_eq!(read(&cgroup.join("memory.max")), format!("{memory}\n"));
     assert_eq!(read(&cgroup.join("pids.max")), format!("{}\n", limits["tasks"]));
     let vm = sandbox.vm().as_raw_nonzero().to_string();
@@ -207,7 +207,7 @@ fn a_user_in_the_group_of_kvm_needs_no_root() {
     let inspected: serde_json::Value = serde_json::from_slice(&inspected).unwrap();
     let layers = &inspected["vm"]["layers"];
     assert!(layers["user"] == USER && layers["namespaces"] == true, "{layers}");
-    assert_eq!(layers["limits"]["cpu-percent"], 100);
+    assert_eq!(layers["limits"]["cpu_percent"], 100);
     let vm = inspected["vm"]["pid"].as_i64().unwrap();
     let cgroup = read(&PathBuf::from(format!("/proc/{vm}/cgroup")));
     let id = inspected["id"].as_str().unwrap();

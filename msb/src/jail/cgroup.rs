@@ -30,7 +30,6 @@ const RECHECK: Duration = Duration::from_millis(5);
 
 /// What a VM's process may use at most.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
 pub struct Limits {
     /// Memory with the guest's, in MiB.
     pub memory_mib: u32,
