@@ -3,8 +3,10 @@
 //! Every figure keeps its raw samples. Nothing here judges: on an emulated host only ratios mean anything.
 
 mod boot;
+mod counts;
 mod figure;
 mod ssh;
+mod tracing;
 
 use std::process::{Command, ExitCode};
 
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
     for name in &options.names {
         figures.extend(match name.as_str() {
             "boot" => boot::measure(options.samples),
+            "counts" => counts::measure(options.samples),
             "ssh-servers" => ssh::measure_servers(options.samples, &options.ssh),
             _ => ssh::measure(options.samples, &options.ssh),
         });
@@ -63,16 +66,16 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
             "--bulk" => options.ssh.bulk_mib = number(&argument, arguments.next())?,
             "--files" => options.ssh.files = number(&argument, arguments.next())?,
             "--agent" => options.ssh.agent = Some(arguments.next().ok_or("--agent needs a FILE")?.into()),
-            "boot" | "ssh" | "ssh-servers" => options.names.push(argument),
+            "boot" | "counts" | "ssh" | "ssh-servers" => options.names.push(argument),
             other => {
                 return Err(format!(
-                    "there is no benchmark {other}: choose from boot, ssh and ssh-servers"
+                    "there is no benchmark {other}: choose from boot, counts, ssh and ssh-servers"
                 ));
             }
         }
     }
     if options.names.is_empty() {
-        options.names = vec!["boot".into(), "ssh".into()];
+        options.names = vec!["boot".into(), "counts".into(), "ssh".into()];
     }
     Ok(options)
 }

@@ -6,13 +6,15 @@
 mod tasks;
 
 use std::fs;
+use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use msb_tests::{Endpoint, Msb, finish};
 
 use crate::figure::Figure;
-use tasks::{STALLED, TASKS, UNSTALLED, Work};
+use tasks::{CONNECT, STALLED, TASKS, UNSTALLED, Work};
 
 const SSHD: &str = "/usr/sbin/sshd";
 
@@ -98,16 +100,36 @@ fn compare(servers: &[Server], samples: usize, options: &Options, scratch: &Path
         servers.iter().map(|server| Figure::new(name(server), "ms")).collect()
     };
     let mut measured: Vec<Vec<Figure>> = TASKS.iter().map(|(task, _)| figures_of(task)).collect();
+    let mut clients = Figure::new(format!("{CONNECT}: processor time of the client"), "ms");
     for _ in 0..samples {
-        for ((_, task), figures) in TASKS.iter().zip(&mut measured) {
+        for ((name, task), figures) in TASKS.iter().zip(&mut measured) {
             for (server, figure) in servers.iter().zip(figures) {
+                let before = children_cpu();
                 figure.add(task(server, &work).as_secs_f64() * 1e3);
+                if *name == CONNECT {
+                    clients.add((children_cpu() - before).as_secs_f64() * 1e3);
+                }
             }
         }
     }
     let mut ratios: Vec<Figure> = measured.iter().flat_map(|figures| ratios_to_sshd(figures)).collect();
     ratios.extend(stalled_to_unstalled(&measured));
-    measured.into_iter().flatten().chain(ratios).collect()
+    measured.into_iter().flatten().chain([clients]).chain(ratios).collect()
+}
+
+/// Processor time of the commands that were waited for. ssh does not wait for its `ProxyCommand`, so this is its own.
+fn children_cpu() -> Duration {
+    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the pointer is to a whole rusage.
+    let result = unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, usage.as_mut_ptr()) };
+    assert_eq!(result, 0, "getrusage(2) knows RUSAGE_CHILDREN");
+    // SAFETY: all zeros is a valid rusage, and the call filled it.
+    let usage = unsafe { usage.assume_init() };
+    let of = |time: libc::timeval| {
+        let micros = time.tv_sec * 1_000_000 + time.tv_usec;
+        Duration::from_micros(u64::try_from(micros).unwrap_or_default())
+    };
+    of(usage.ru_utime) + of(usage.ru_stime)
 }
 
 /// What each server needs of the time of the last, which is sshd if there is one.

@@ -19,6 +19,9 @@ const FLOOD: usize = 64 << 20;
 /// A client that sends nothing more for so long waits for the server.
 const STALLED_AFTER: Duration = Duration::from_secs(1);
 
+/// The task that is all latency.
+pub(super) const CONNECT: &str = "ssh true";
+
 /// Two tasks that are compared.
 pub(super) const UNSTALLED: &str = "session of a shared connection";
 pub(super) const STALLED: &str = "session beside a stalled one";
@@ -28,7 +31,7 @@ type Task = (&'static str, fn(&Server, &Work) -> Duration);
 
 /// All tasks. Times are of the whole client process.
 pub(super) const TASKS: [Task; 9] = [
-    ("ssh true", |server, _| ended(&mut server.endpoint.ssh("true")).took),
+    (CONNECT, |server, _| ended(&mut server.endpoint.ssh("true")).took),
     ("download by ssh", download),
     ("upload by ssh", upload),
     ("sftp put", |server, work| sftp(server, &work.put(server))),

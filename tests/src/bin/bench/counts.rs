@@ -1,0 +1,186 @@
+//! What a boot and a session ask of the host, in numbers that a slow host does not distort: exits, system calls, page
+//! faults, processor time.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::process::{Child, Command, Stdio};
+
+use msb_tests::{Msb, finish};
+use rustix::process::Pid;
+
+use crate::figure::Figure;
+use crate::tracing::Counter;
+
+/// Threads of the VM's process, and the keeper: their system calls count. All of `msb`'s own names begin so.
+const NAMES: [&str; 5] = ["msb", "vcpu", "vsock", "rng", "block"];
+
+/// Why a vCPU left the guest: AMD's numbers (APM volume 2, appendix C).
+const SVM_EXITS: [(u64, &str); 10] = [
+    (0x60, "interrupt"),
+    (0x64, "interrupt window"),
+    (0x72, "cpuid"),
+    (0x78, "hlt"),
+    (0x7b, "port"),
+    (0x7c, "msr"),
+    (0x81, "vmmcall"),
+    (0x87, "xsetbv"),
+    (0x400, "nested page fault"),
+    (0x41, "debug exception"),
+];
+
+/// The same of Intel (SDM volume 3, appendix C).
+const VMX_EXITS: [(u64, &str); 9] = [
+    (1, "interrupt"),
+    (7, "interrupt window"),
+    (10, "cpuid"),
+    (12, "hlt"),
+    (30, "port"),
+    (31, "msr"),
+    (32, "msr"),
+    (48, "nested page fault"),
+    (49, "mmio"),
+];
+
+/// Echoes through one session.
+const ECHOES: usize = 50;
+
+pub(crate) fn measure(samples: usize) -> Vec<Figure> {
+    let msb = Msb::new();
+    // The first run reads everything from the disk.
+    msb.run(["run", "--", "true"]).expect(0);
+    let mut figures = Figures::default();
+    for _ in 0..samples {
+        let counters = Counters::start();
+        let sandbox = msb.create("counted");
+        counters.add_to(&mut figures, "until ready", 1);
+        let cpu = cpu_ms(sandbox.vmm()) + cpu_ms(sandbox.vm());
+        figures.add("until ready: processor time of keeper and VM".into(), "ms", cpu);
+
+        let counters = Counters::start();
+        finish(&mut sandbox.ssh_command("true")).expect(0);
+        counters.add_to(&mut figures, "ssh true", 1);
+
+        let mut echo = Echo::start(&mut sandbox.ssh_command("cat"));
+        let counters = Counters::start();
+        (0..ECHOES).for_each(|_| echo.once());
+        counters.add_to(&mut figures, "an echo", ECHOES);
+        echo.end();
+        msb.run(["rm", "--force", "counted"]).expect(0);
+    }
+    figures.0
+}
+
+/// A session that sends back what it is sent.
+struct Echo {
+    ssh: Child,
+}
+
+impl Echo {
+    fn start(ssh: &mut Command) -> Self {
+        let ssh = ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut echo = Self {
+            ssh: ssh.expect("ssh is installed"),
+        };
+        echo.once();
+        echo
+    }
+
+    fn once(&mut self) {
+        let (Some(input), Some(output)) = (&mut self.ssh.stdin, &mut self.ssh.stdout) else {
+            unreachable!("both are piped");
+        };
+        input.write_all(b"x").expect("the session takes input");
+        output.read_exact(&mut [0]).expect("the session answers");
+    }
+
+    fn end(mut self) {
+        drop(self.ssh.stdin.take());
+        assert!(self.ssh.wait().expect("a child can be waited for").success());
+    }
+}
+
+/// What is counted at once.
+struct Counters {
+    exits: Counter,
+    interrupts: Counter,
+    calls: Counter,
+    faults: Counter,
+}
+
+impl Counters {
+    fn start() -> Self {
+        let start = |event, key| {
+            Counter::start(event, key).unwrap_or_else(|error| panic!("cannot count {event} by {key}: {error}"))
+        };
+        Self {
+            exits: start("kvm/kvm_exit", "exit_reason"),
+            interrupts: start("kvm/kvm_inj_virq", "vector"),
+            calls: start("raw_syscalls/sys_enter", "common_pid.execname"),
+            faults: start("exceptions/page_fault_user", "common_pid.execname"),
+        }
+    }
+
+    /// Adds what was counted during `what`, which was done `times` times.
+    fn add_to(&self, figures: &mut Figures, what: &str, times: usize) {
+        let read = |counter: &Counter| counter.read().expect("tracefs can be read");
+        let each = |count: u64| approximate(count) / approximate(times as u64);
+        let mut add = |name: &str, count: u64| figures.add(format!("{what}: {name}"), "count", each(count));
+        let exits = named_exits(read(&self.exits));
+        add("exits", exits.values().sum());
+        for (reason, count) in exits {
+            add(&format!("exits, {reason}"), count);
+        }
+        add("interrupts", read(&self.interrupts).values().sum());
+        add("system calls of msb", of_msb(&read(&self.calls)));
+        add("page faults of msb", of_msb(&read(&self.faults)));
+    }
+}
+
+fn named_exits(by_number: BTreeMap<String, u64>) -> BTreeMap<&'static str, u64> {
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let names: &[(u64, &str)] = if cpu.contains(" svm") { &SVM_EXITS } else { &VMX_EXITS };
+    let mut named = BTreeMap::new();
+    for (number, count) in by_number {
+        let name = names.iter().find(|(known, _)| number == known.to_string());
+        *named.entry(name.map_or("other", |(_, name)| name)).or_default() += count;
+    }
+    named
+}
+
+fn of_msb(by_program: &BTreeMap<String, u64>) -> u64 {
+    let is_ours = |program: &str| NAMES.iter().any(|name| program.starts_with(name));
+    let ours = by_program.iter().filter(|(program, _)| is_ours(program));
+    ours.map(|(_, count)| count).sum()
+}
+
+/// Processor time of all threads that live, in ms.
+fn cpu_ms(process: Pid) -> f64 {
+    let tasks = fs::read_dir(format!("/proc/{}/task", process.as_raw_nonzero())).expect("the process lives");
+    let of_task = |task: std::io::Result<fs::DirEntry>| -> Option<u64> {
+        // proc_pid_schedstat: nanoseconds on a CPU come first.
+        let text = fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+        text.split_whitespace().next()?.parse().ok()
+    };
+    approximate(tasks.filter_map(of_task).sum()) / 1e6
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+fn approximate(count: u64) -> f64 {
+    count as f64
+}
+
+/// Figures in the order of their first sample.
+#[derive(Default)]
+struct Figures(Vec<Figure>);
+
+impl Figures {
+    fn add(&mut self, name: String, unit: &'static str, sample: f64) {
+        let known = self.0.iter().position(|figure| figure.name == name);
+        let index = known.unwrap_or_else(|| {
+            self.0.push(Figure::new(name, unit));
+            self.0.len() - 1
+        });
+        self.0[index].add(sample);
+    }
+}
