@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 /// The longest line either side writes or accepts, in bytes, with its newline.
 pub const MAX_LINE: usize = 1024;
 
+/// The longest version of an agent, in bytes.
+const MAX_VERSION: usize = 64;
+
 /// One pushed line.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(tag = "notice", rename_all = "kebab-case")]
@@ -33,6 +36,9 @@ pub enum NoticeError {
     /// The line is not the JSON of a notice.
     #[error("a notice is malformed")]
     Malformed(#[source] serde_json::Error),
+    /// The version is no word that may be shown to people.
+    #[error("a notice names no agent version of at most {MAX_VERSION} printable characters")]
+    Version,
 }
 
 impl Notice {
@@ -51,7 +57,41 @@ impl Notice {
         if line.len() > MAX_LINE {
             return Err(NoticeError::TooLong(line.len()));
         }
-        serde_json::from_slice(line).map_err(NoticeError::Malformed)
+        let notice = serde_json::from_slice(line).map_err(NoticeError::Malformed)?;
+        if let Self::Ready { agent, .. } = &notice
+            && (agent.len() > MAX_VERSION || !agent.bytes().all(|byte| byte.is_ascii_graphic()))
+        {
+            return Err(NoticeError::Version);
+        }
+        Ok(notice)
+    }
+}
+
+/// Takes the bytes of a connection apart. It never holds more than a line and what was just pushed.
+#[derive(Debug, Default)]
+pub struct NoticeReader {
+    pending: Vec<u8>,
+}
+
+impl NoticeReader {
+    /// Adds bytes that came; returns the notices that are whole by now.
+    ///
+    /// # Errors
+    /// When a line is no notice, or does not end: nothing that follows has a meaning then.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<Vec<Notice>, NoticeError> {
+        self.pending.extend_from_slice(bytes);
+        let mut notices = Vec::new();
+        let mut start = 0;
+        while let Some(length) = self.pending[start..].iter().position(|&byte| byte == b'\n') {
+            let end = start + length + 1;
+            notices.push(Notice::parse(&self.pending[start..end])?);
+            start = end;
+        }
+        self.pending.drain(..start);
+        if self.pending.len() >= MAX_LINE {
+            return Err(NoticeError::TooLong(self.pending.len()));
+        }
+        Ok(notices)
     }
 }
 
@@ -70,6 +110,39 @@ mod tests {
             let line = notice.to_line();
             assert!(line.ends_with('\n') && line.len() <= MAX_LINE);
             assert_eq!(Notice::parse(line.as_bytes()).unwrap(), notice);
+        }
+    }
+
+    #[test]
+    fn a_version_that_is_none_is_refused() {
+        for agent in [
+            "\u{1b}]0;title\u{7}",
+            "\u{9b}2J",
+            "two words",
+            &"1".repeat(MAX_VERSION + 1),
+        ] {
+            let notice = Notice::Ready {
+                agent: agent.into(),
+                init_us: 0,
+                ready_us: 0,
+            };
+            let parsed = Notice::parse(notice.to_line().as_bytes());
+            assert!(matches!(parsed, Err(NoticeError::Version)), "{agent:?}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn notices_survive_any_division_of_their_lines(readies in proptest::collection::vec(proptest::bool::ANY, 0..20), piece in 1usize..200) {
+            let notice = |ready| match ready {
+                true => Notice::Ready { agent: "0.1.0".into(), init_us: 1, ready_us: 2 },
+                false => Notice::ShuttingDown,
+            };
+            let notices: Vec<Notice> = readies.into_iter().map(notice).collect();
+            let bytes: String = notices.iter().map(Notice::to_line).collect();
+            let mut reader = NoticeReader::default();
+            let read = bytes.as_bytes().chunks(piece).flat_map(|piece| reader.push(piece).unwrap());
+            proptest::prop_assert_eq!(read.collect::<Vec<_>>(), notices);
         }
     }
 

@@ -20,6 +20,9 @@ use super::signals::Signals;
 /// never does.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// Turns at the agent's connection after the VM has ended, should its process still write: more than the socket holds.
+const MAX_LEFT: usize = 1024;
+
 /// Watches until the VM has ended.
 #[derive(Debug)]
 pub(super) struct Watcher<'a, R> {
@@ -72,11 +75,16 @@ impl<R: FnMut(&str, u64, u64)> Watcher<'_, R> {
                 self.console.take();
             }
             // What the guest said last has arrived by the time its VM is gone: the notices come after that question.
-            if ready.notices || ready.vm_ended {
-                self.take_notices(&mut observed);
-            }
             if ready.vm_ended {
+                for _ in 0..MAX_LEFT {
+                    if !self.take_notices(&mut observed) {
+                        break;
+                    }
+                }
                 return observed;
+            }
+            if ready.notices {
+                self.take_notices(&mut observed);
             }
         }
     }
@@ -117,13 +125,21 @@ impl<R: FnMut(&str, u64, u64)> Watcher<'_, R> {
         }
     }
 
-    fn take_notices(&mut self, observed: &mut Observed) {
+    /// Whether there may be more.
+    fn take_notices(&mut self, observed: &mut Observed) -> bool {
         match self.notices.take() {
-            Ok(notices) => notices.into_iter().for_each(|notice| self.heed(notice, observed)),
-            Err(error) => tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "no longer listening to the agent"
-            ),
+            Ok(Some(notices)) => {
+                notices.into_iter().for_each(|notice| self.heed(notice, observed));
+                true
+            }
+            Ok(None) => false,
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "no longer listening to the agent"
+                );
+                false
+            }
         }
     }
 

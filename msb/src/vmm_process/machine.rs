@@ -127,7 +127,8 @@ impl Machine {
         };
         match reported {
             Some(end) => {
-                // It has nothing left to do but to end.
+                // It has nothing left to do but to end; one that the guest has taken over may not.
+                let _ = rustix::process::kill_process(self.pid, Signal::KILL);
                 let _ = waitpid(Some(self.pid), WaitOptions::empty());
                 end
             }

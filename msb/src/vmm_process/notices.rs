@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use msb_protocol::notice::{MAX_LINE, Notice, NoticeError};
+use msb_protocol::notice::{MAX_LINE, Notice, NoticeError, NoticeReader};
 
 /// The first connection is the agent's: it connects before anything else in the guest runs.
 #[derive(Debug)]
@@ -17,7 +17,7 @@ pub(super) struct Notices {
 #[derive(Debug)]
 enum Source {
     Listening(UnixListener),
-    Connected { agent: UnixStream, pending: Vec<u8> },
+    Connected { agent: UnixStream, reader: NoticeReader },
     Ended,
 }
 
@@ -55,11 +55,12 @@ impl Notices {
         }
     }
 
-    /// Takes what has come, without waiting: whole notices only.
+    /// Takes some of what has come, without waiting: the guest may write for ever. Returns the notices that are whole by
+    /// now; nothing when nothing had come.
     ///
     /// # Errors
     /// When something else came; nothing is listened to any more then.
-    pub(super) fn take(&mut self) -> Result<Vec<Notice>, NoticesError> {
+    pub(super) fn take(&mut self) -> Result<Option<Vec<Notice>>, NoticesError> {
         let taken = self.accept_and_read();
         if taken.is_err() {
             self.source = Source::Ended;
@@ -67,43 +68,32 @@ impl Notices {
         taken
     }
 
-    fn accept_and_read(&mut self) -> Result<Vec<Notice>, NoticesError> {
+    fn accept_and_read(&mut self) -> Result<Option<Vec<Notice>>, NoticesError> {
         if let Source::Listening(listener) = &self.source {
             let agent = match listener.accept() {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Vec::new()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 result => result?.0,
             };
             agent.set_nonblocking(true)?;
             self.source = Source::Connected {
                 agent,
-                pending: Vec::new(),
+                reader: NoticeReader::default(),
             };
             // Whatever else connects is refused from here on.
             let _ = std::fs::remove_file(&self.path);
         }
-        let Source::Connected { agent, pending } = &mut self.source else {
-            return Ok(Vec::new());
+        let Source::Connected { agent, reader } = &mut self.source else {
+            return Ok(None);
         };
-        let mut notices = Vec::new();
         let mut buffer = [0; MAX_LINE];
-        loop {
-            match agent.read(&mut buffer) {
-                Ok(0) => {
-                    self.source = Source::Ended;
-                    return Ok(notices);
-                }
-                Ok(read) => pending.extend_from_slice(&buffer[..read]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(notices),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error.into()),
+        match agent.read(&mut buffer) {
+            Ok(0) => {
+                self.source = Source::Ended;
+                Ok(None)
             }
-            while let Some(newline) = pending.iter().position(|&byte| byte == b'\n') {
-                let line: Vec<u8> = pending.drain(..=newline).collect();
-                notices.push(Notice::parse(&line)?);
-            }
-            if pending.len() >= MAX_LINE {
-                return Err(NoticeError::TooLong(pending.len()).into());
-            }
+            Ok(read) => Ok(Some(reader.push(&buffer[..read])?)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
+            Err(error) => Err(error.into()),
         }
     }
 }
@@ -123,17 +113,17 @@ mod tests {
     #[test]
     fn notices_arrive_whole_and_end_with_the_agent() {
         let (_dir, path, mut notices) = listening();
-        assert_eq!(notices.take().unwrap(), []);
+        assert_eq!(notices.take().unwrap(), None);
         let mut agent = UnixStream::connect(&path).unwrap();
         let line = Notice::ShuttingDown.to_line();
         let (first, rest) = line.as_bytes().split_at(5);
         agent.write_all(first).unwrap();
-        assert_eq!(notices.take().unwrap(), []);
+        assert_eq!(notices.take().unwrap(), Some(vec![]));
         agent.write_all(rest).unwrap();
-        assert_eq!(notices.take().unwrap(), [Notice::ShuttingDown]);
+        assert_eq!(notices.take().unwrap(), Some(vec![Notice::ShuttingDown]));
         assert!(notices.fd().is_some());
         drop(agent);
-        assert_eq!(notices.take().unwrap(), []);
+        assert_eq!(notices.take().unwrap(), None);
         assert!(notices.fd().is_none());
     }
 
@@ -143,6 +133,20 @@ mod tests {
         let _agent = UnixStream::connect(&path).unwrap();
         notices.take().unwrap();
         assert!(UnixStream::connect(&path).is_err());
+    }
+
+    #[test]
+    fn a_flood_is_taken_in_bounded_pieces() {
+        let (_dir, path, mut notices) = listening();
+        let mut agent = UnixStream::connect(&path).unwrap();
+        let line = Notice::ShuttingDown.to_line();
+        agent.write_all(line.repeat(1000).as_bytes()).unwrap();
+        let mut total = 0;
+        while let Some(taken) = notices.take().unwrap() {
+            assert!(taken.len() <= MAX_LINE / line.len() + 1, "{} at once", taken.len());
+            total += taken.len();
+        }
+        assert_eq!(total, 1000);
     }
 
     #[test]

@@ -45,7 +45,8 @@ pub(super) fn classify(end: VmEnd, observed: &Observed, console: Option<&str>) -
                 format!("{because}; the VM's process did not react and had to be killed"),
             )
         }
-        VmEnd::Failed(message) => (ExitReason::VmmError, message),
+        // It comes from the VM's own process, which the guest may have taken over.
+        VmEnd::Failed(message) => (ExitReason::VmmError, printable(&message)),
         VmEnd::Stopped => (ExitReason::Killed, observed.stopped_because.unwrap_or("killed").into()),
         VmEnd::Reset if observed.shutting_down => (ExitReason::Shutdown, "the guest shut down".into()),
         VmEnd::Reset => {
@@ -73,12 +74,12 @@ pub(super) fn last_words(console_log: &Path) -> Option<String> {
         Some(line) => &line[line.find("Kernel panic")?..],
         None => lines.next_back()?,
     };
-    Some(
-        line.trim_end_matches(" ]---")
-            .chars()
-            .filter(|c| !c.is_control())
-            .collect(),
-    )
+    Some(printable(line.trim_end_matches(" ]---")))
+}
+
+/// Without what a terminal would obey.
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).collect()
 }
 
 #[cfg(test)]
@@ -131,6 +132,17 @@ mod tests {
         let (reason, message) = classify(VmEnd::Failed("signal 9".into()), &observed, None);
         assert_eq!(reason, ExitReason::Killed);
         assert!(message.starts_with("the process it belonged to ended"), "{message}");
+    }
+
+    #[test]
+    fn no_end_carries_what_a_terminal_obeys() {
+        let message = "\u{1b}]52;c;cm0K\u{7} \u{9b}2J\u{7f}";
+        let (_, shown) = classify(VmEnd::Failed(message.into()), &Observed::default(), None);
+        assert_eq!(shown, "]52;c;cm0K 2J");
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("console.log");
+        std::fs::write(&log, message).unwrap();
+        assert_eq!(last_words(&log).unwrap(), shown);
     }
 
     #[test]
