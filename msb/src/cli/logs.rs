@@ -45,7 +45,7 @@ pub(super) fn run(args: &LogsArgs, context: &Context) -> Result<u8, CliError> {
         false => vec![dir.older_console_log(), dir.console_log()],
     };
     for file in files {
-        output::bytes(&files::read_optional(&file).map_err(cannot(what()))?.unwrap_or_default())?;
+        output::guest_bytes(&files::read_optional(&file).map_err(cannot(what()))?.unwrap_or_default())?;
     }
     Ok(0)
 }
@@ -57,7 +57,7 @@ fn follow(sandbox: &Sandbox) -> Result<(), CliError> {
     let inotify = inotify.map_err(|errno| cannot(what())(io::Error::from(errno)))?;
     let changes = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
     inotify::add_watch(&inotify, dir.path(), changes).map_err(|errno| cannot(what())(io::Error::from(errno)))?;
-    output::bytes(
+    output::guest_bytes(
         &files::read_optional(&dir.older_console_log())
             .map_err(cannot(what()))?
             .unwrap_or_default(),
@@ -69,7 +69,7 @@ fn follow(sandbox: &Sandbox) -> Result<(), CliError> {
     loop {
         // The state comes first: what was written before the end is read after it.
         let is_alive = sandbox.state().map_err(cannot(what()))?.is_alive();
-        output::bytes(&console.read_more().map_err(cannot(what()))?)?;
+        output::guest_bytes(&console.read_more().map_err(cannot(what()))?)?;
         if !is_alive {
             return Ok(());
         }

@@ -30,6 +30,29 @@ pub(super) fn bytes(bytes: &[u8]) -> Result<(), CliError> {
     }
 }
 
+/// Writes what a guest said. A terminal gets it as text that it does not obey; anything else, unchanged.
+pub(super) fn guest_bytes(said: &[u8]) -> Result<(), CliError> {
+    if io::stdout().is_terminal() {
+        text(&harmless(said))
+    } else {
+        bytes(said)
+    }
+}
+
+/// Control characters other than the ends of lines and tabs, as people write them: `^[` for ESC.
+fn harmless(said: &[u8]) -> String {
+    let mut harmless = String::with_capacity(said.len());
+    for character in String::from_utf8_lossy(said).chars() {
+        match u8::try_from(character) {
+            Ok(b'\n' | b'\r' | b'\t') => harmless.push(character),
+            Ok(control @ (0..0x20 | 0x7f)) => harmless.extend(['^', char::from(control ^ 0x40)]),
+            Ok(0x80..0xa0) => harmless.push(char::REPLACEMENT_CHARACTER),
+            _ => harmless.push(character),
+        }
+    }
+    harmless
+}
+
 /// Whether somebody types here and sees what is written.
 pub(super) fn is_terminal() -> bool {
     io::stdin().is_terminal() && io::stdout().is_terminal()
@@ -57,6 +80,14 @@ pub(super) fn table(rows: &[Vec<String>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_terminal_obeys_nothing_that_a_guest_says() {
+        let said = b"ok\r\n\ttab \x1b]52;c;cm0K\x07\xc2\x9b2J\x7f\0 \xc3\xa9\xff";
+        let shown = harmless(said);
+        assert_eq!(shown, "ok\r\n\ttab ^[]52;c;cm0K^G\u{fffd}2J^?^@ \u{e9}\u{fffd}");
+        assert!(shown.chars().all(|c| !c.is_control() || "\r\n\t".contains(c)));
+    }
 
     #[test]
     fn columns_line_up_without_trailing_blanks() {
