@@ -305,6 +305,17 @@ impl FromStr for Disk {
 mod tests {
     use super::*;
 
+    proptest::proptest! {
+        #[test]
+        fn an_amount_of_memory_survives_its_text(mib: u32, text in "[0-9+ -]{0,6}[a-zA-Z]{0,4}") {
+            proptest::prop_assert_eq!(Memory { mib }.to_string().parse(), Ok(Memory { mib }));
+            if let Ok(memory) = text.parse::<Memory>() {
+                proptest::prop_assert!(text.starts_with(|c: char| c.is_ascii_digit()));
+                proptest::prop_assert_eq!(memory.to_string().parse(), Ok(memory));
+            }
+        }
+    }
+
     #[test]
     fn memory_is_read_with_its_unit_and_nothing_else() {
         for (text, mib) in [("512M", 512), ("512", 512), ("1g", 1024), ("2GiB", 2048), ("64mb", 64)] {

@@ -177,6 +177,19 @@ pub(super) fn is_id_prefix(text: &str) -> bool {
 mod tests {
     use super::*;
 
+    proptest::proptest! {
+        #[test]
+        fn what_is_taken_as_a_name_is_a_label_of_a_host_name(text in "[a-z0-9A-F.\\-\u{e9}]{0,70}") {
+            if let Ok(name) = text.parse::<Name>() {
+                let is_label = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+                proptest::prop_assert!((1..=63).contains(&name.as_str().len()) && name.as_str().bytes().all(is_label));
+                proptest::prop_assert!(text.parse::<SandboxId>().is_err());
+                let json = serde_json::to_string(&name).unwrap();
+                proptest::prop_assert_eq!(serde_json::from_str::<Name>(&json).unwrap(), name);
+            }
+        }
+    }
+
     #[test]
     fn a_name_is_one_label_of_a_host_name() {
         let longest = "a".repeat(63);
