@@ -226,6 +226,7 @@ impl Connection {
         self.credit.update_peer(header.buf_alloc, header.fwd_cnt);
         if self.credit.available() > 0 {
             self.credit_requested = false;
+            self.pending.credit_request = false;
         }
         let (Some(op), Some(payload)) = (op, payload) else {
             return self.violate();
