@@ -6,18 +6,15 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::{Arc, Mutex};
+use std::path::PathBuf;
 
-use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use libfuzzer_sys::fuzz_target;
+use msb_fuzz::{Input, Machine, Ring};
 use msb_vmm::devices::virtio::block::Block;
-use msb_vmm::devices::virtio::device::VirtioDevice;
-use msb_vmm::devices::virtio::mmio::MmioTransport;
 use msb_vmm::devices::virtio::rng::Rng;
 use msb_vmm::devices::virtio::vsock::Vsock;
-use msb_vmm::memory::GuestMemory;
 use msb_vmm::{DiskConfig, VsockConfig};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 /// Bytes of guest memory: a little, so that the fuzzer finds its queues.
 const MEMORY: usize = 1 << 16;
@@ -28,20 +25,15 @@ const CID: u32 = 3;
 /// A port of the host that listens, so that the guest's connections go somewhere.
 const PORT: u32 = 1024;
 
-type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
-
-struct Machine {
-    memory: GuestMemory,
-    transports: Vec<MmioTransport>,
-    events: EventManager<Subscriber>,
-    socket: std::path::PathBuf,
+struct World {
+    machine: Machine,
+    socket: PathBuf,
     clients: Vec<UnixStream>,
     host: UnixListener,
     _directory: tempfile::TempDir,
 }
 
-
-impl Machine {
+impl World {
     fn new() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let image = directory.path().join("disk");
@@ -54,47 +46,34 @@ impl Machine {
             read_only: false,
             serial: "fuzz".into(),
         };
-        let mut machine = Self {
-            memory: GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("memory"),
-            transports: Vec::new(),
-            events: EventManager::new().expect("an event loop"),
+        let mut machine = Machine::new(Machine::memory(MEMORY));
+        machine.attach(Rng::new().expect("rng"));
+        machine.attach(Vsock::new(VsockConfig::new(CID, socket.clone())).expect("vsock"));
+        machine.attach(Block::open(&disk).expect("block"));
+        Self {
+            machine,
+            socket,
             clients: Vec::new(),
             host,
-            socket: socket.clone(),
             _directory: directory,
-        };
-        machine.attach(Rng::new().expect("rng"));
-        machine.attach(Vsock::new(VsockConfig::new(CID, socket)).expect("vsock"));
-        machine.attach(Block::open(&disk).expect("block"));
-        machine
-    }
-
-    fn attach<D: VirtioDevice + MutEventSubscriber + Send + 'static>(&mut self, device: D) {
-        let device = Arc::new(Mutex::new(device));
-        let transport = MmioTransport::new(Arc::clone(&device) as Arc<Mutex<dyn VirtioDevice>>, self.memory.clone());
-        self.transports.push(transport.expect("a transport"));
-        self.events.add_subscriber(device as Subscriber);
+        }
     }
 
     fn step(&mut self, input: &mut Input<'_>) {
         let operation = input.byte();
-        let which = usize::from(input.byte()) % self.transports.len();
+        let which = input.below(self.machine.transports.len());
         match operation % 9 {
-            0 => self.transports[which].write(input.word().into(), &input.long().to_le_bytes()),
-            1 => self.transports[which].read(input.word().into(), &mut [0; 4]),
-            2 => self.set_up(which, input),
+            0 => self.machine.write(which, input.word().into(), input.long()),
+            1 => self.machine.transports[which].read(input.word().into(), &mut [0; 4]),
+            2 => self.start(which, input),
             3 => {
                 let address = usize::from(input.word()) % MEMORY;
                 let count = usize::from(input.byte()).min(MEMORY - address);
                 let bytes = input.take(count);
-                self.memory
-                    .write_slice(bytes, GuestAddress(address as u64))
-                    .expect("inside memory");
+                let address = GuestAddress(address as u64);
+                self.machine.memory.write_slice(bytes, address).expect("inside memory");
             }
-            4 => {
-                let kicks = self.transports[which].kicks();
-                let _ = kicks[usize::from(input.byte()) % kicks.len()].write(1);
-            }
+            4 => self.machine.kick(which, input.byte().into()),
             5 if self.clients.len() < MAX_CLIENTS => {
                 if let Ok(client) = UnixStream::connect(&self.socket) {
                     client.set_nonblocking(true).expect("a socket");
@@ -121,77 +100,23 @@ impl Machine {
                 drop(self.host.accept());
             }
         }
-        // All that is ready now; what it leads to may be ready then.
-        while self.events.run_with_timeout(0).expect("an event loop") > 0 && input.spend() {}
+        self.machine.settle();
     }
 
-    /// What a driver does to start a device, with a queue where the input says.
-    fn set_up(&mut self, which: usize, input: &mut Input<'_>) {
-        let transport = &self.transports[which];
-        let write = |offset: u64, value: u32| transport.write(offset, &value.to_le_bytes());
-        for status in [0, 1, 3] {
-            write(0x70, status);
-        }
-        for half in 0..2 {
-            write(0x14, half);
-            let mut features = [0; 4];
-            transport.read(0x10, &mut features);
-            write(0x24, half);
-            transport.write(0x20, &features);
-        }
-        write(0x70, 11);
-        for queue in 0..transport.kicks().len() as u32 {
-            write(0x30, queue);
-            write(0x38, 1 << (input.byte() % 9));
-            for register in [0x80, 0x90, 0xa0] {
-                write(register, u32::from(input.word()) & !15);
-                write(register + 4, 0);
-            }
-            write(0x44, 1);
-        }
-        write(0x70, 15);
-    }
-}
-
-/// The rest of the input; where it ends come zeros.
-struct Input<'a> {
-    rest: &'a [u8],
-    turns: u32,
-}
-
-impl<'a> Input<'a> {
-    fn take(&mut self, count: usize) -> &'a [u8] {
-        let (taken, rest) = self.rest.split_at(count.min(self.rest.len()));
-        self.rest = rest;
-        taken
-    }
-
-    fn byte(&mut self) -> u8 {
-        self.take(1).first().copied().unwrap_or(0)
-    }
-
-    fn word(&mut self) -> u16 {
-        u16::from_le_bytes([self.byte(), self.byte()])
-    }
-
-    fn long(&mut self) -> u32 {
-        u32::from(self.word()) | u32::from(self.word()) << 16
-    }
-
-    /// A device that never comes to rest is a finding.
-    fn spend(&mut self) -> bool {
-        self.turns = self.turns.checked_sub(1).expect("the devices come to rest");
-        true
+    /// What a driver does to start a device, with queues where the input says, which hold what was there.
+    fn start(&mut self, which: usize, input: &mut Input<'_>) {
+        let queues = self.machine.transports[which].kicks().len();
+        let rings: Vec<Ring> = (0..queues)
+            .map(|_| Ring::at(u64::from(input.word()) & !15, 1 << (input.byte() % 9)))
+            .collect();
+        self.machine.start(which, &rings, 0);
     }
 }
 
 fuzz_target!(|program: &[u8]| {
-    let mut machine = Machine::new();
-    let mut input = Input {
-        rest: program,
-        turns: 10_000,
-    };
-    while !input.rest.is_empty() {
-        machine.step(&mut input);
+    let mut world = World::new();
+    let mut input = Input::new(program);
+    while !input.is_empty() {
+        world.step(&mut input);
     }
 });

@@ -31,6 +31,9 @@ xz xz-utils
 mkfs.ext4 e2fsprogs
 cpio cpio'
 # shellcheck disable=SC2034
+fuzz_needs='
+c++ g++'
+# shellcheck disable=SC2034
 test_needs='
 ssh openssh-client
 sftp openssh-client

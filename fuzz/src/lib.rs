@@ -1,0 +1,10 @@
+//! What the fuzz targets share: an input as numbers, the driver's half of a device, and devices on an event loop.
+
+pub mod input;
+pub mod machine;
+pub mod ring;
+pub mod vsock;
+
+pub use input::Input;
+pub use machine::Machine;
+pub use ring::Ring;
