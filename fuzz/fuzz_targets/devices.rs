@@ -1,7 +1,7 @@
 //! A driver and the clients of the vsock socket, both in the hands of the fuzzer, with real devices between them.
 //!
-//! The input is a program: registers are read and written, guest memory is filled, queues are notified, clients come, write,
-//! read and go; after each step the devices handle what there is.
+//! The input is a program: registers are read and written, guest memory is filled, queues are notified, clients come,
+//! write, read and go; after each step the devices handle what there is.
 #![no_main]
 
 use std::io::{Read, Write};

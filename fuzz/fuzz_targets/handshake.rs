@@ -1,6 +1,7 @@
 //! The line with which a client of the vsock socket says where it wants to go, in any pieces.
 //!
-//! A line that means something opens a connection to its port, and not a byte behind it is lost; any other ends the stream.
+//! A line that means something opens a connection to its port, and not a byte behind it is lost; any other ends the
+//! stream.
 #![no_main]
 
 use std::io::{ErrorKind, Read, Write};

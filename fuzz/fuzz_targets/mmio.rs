@@ -1,7 +1,7 @@
 //! The registers of virtio-mmio against a model of what virtio 1.2, section 4.2 lets a driver do.
 //!
-//! The device starts exactly when the driver took all steps in order with queues inside its memory, stops with a reset, and
-//! nothing that is written at the wrong time changes what it was started with.
+//! The device starts exactly when the driver took all steps in order with queues inside its memory, stops with a reset,
+//! and nothing that is written at the wrong time changes what it was started with.
 #![no_main]
 
 use std::sync::{Arc, Mutex};

@@ -1,6 +1,7 @@
 //! What a guest pushes to the host in place of its agent's notices, in any pieces.
 //!
-//! However it is divided, the same notices come of it, what is held is bounded, and what is shown to people is plain text.
+//! However it is divided, the same notices come of it, what is held is bounded, and what is shown to people is plain
+//! text.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

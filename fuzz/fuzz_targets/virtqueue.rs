@@ -102,8 +102,8 @@ impl Permission {
     }
 }
 
-/// The bytes that the device may tell of for the chain from `index` on, whose table has `count` entries at `table`. A loop
-/// ends after as many entries as there are.
+/// The bytes that the device may tell of for the chain from `index` on, whose table has `count` entries at `table`. A
+/// loop ends after as many entries as there are.
 fn room(memory: &[u8], table: u64, count: u64, index: u64, is_nested: bool) -> u64 {
     let (mut index, mut room) = (index, 0);
     for _ in 0..count {

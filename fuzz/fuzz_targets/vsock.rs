@@ -1,5 +1,5 @@
-//! Connections between guest and host against a model of the protocol: bytes arrive once and in order, ends follow all data,
-//! nobody sends without credit, each wrong packet is answered by a reset and no other is, and nothing is held for ever.
+//! Connections between guest and host against a model of the protocol: bytes arrive once and in order, ends follow all
+//! data, nobody sends without credit, each wrong packet is answered by a reset and no other is, and nothing is held for ever.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -133,12 +133,15 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn notices_survive_any_division_of_their_lines(readies in proptest::collection::vec(proptest::bool::ANY, 0..20), piece in 1usize..200) {
-            let notice = |ready| match ready {
+        fn notices_survive_any_division_of_their_lines(
+            kinds in proptest::collection::vec(proptest::bool::ANY, 0..20),
+            piece in 1usize..200,
+        ) {
+            let notice = |is_ready| match is_ready {
                 true => Notice::Ready { agent: "0.1.0".into(), init_us: 1, ready_us: 2 },
                 false => Notice::ShuttingDown,
             };
-            let notices: Vec<Notice> = readies.into_iter().map(notice).collect();
+            let notices: Vec<Notice> = kinds.into_iter().map(notice).collect();
             let bytes: String = notices.iter().map(Notice::to_line).collect();
             let mut reader = NoticeReader::default();
             let read = bytes.as_bytes().chunks(piece).flat_map(|piece| reader.push(piece).unwrap());
