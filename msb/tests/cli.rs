@@ -186,7 +186,8 @@ fn a_sandbox_is_shown_with_a_stable_schema() {
     assert_eq!(listed[0], inspected);
     let keys: Vec<&str> = inspected.as_object().unwrap().keys().map(String::as_str).collect();
     let expected = "agent cmdline cpu_limit cpus created_at directory disks ended_at env exit_reason host id io_limit \
-                    isolation kernel memory_mib message name pid ready_at socket ssh started_at state timings vm";
+                    isolation kernel labels memory_mib message name pid ready_at socket ssh started_at state timings \
+                    vm";
     assert_eq!(keys, expected.split_whitespace().collect::<Vec<_>>());
     for (key, value) in [
         ("id", id.as_str()),
@@ -383,4 +384,37 @@ fn a_damaged_sandbox_hides_no_other_and_can_be_removed() {
     assert!(machine.msb(&["rm", "damaged"]).status.success());
     assert_eq!(machine.sandboxes(), [whole]);
     machine.id_of_new(&["--name", "damaged"]);
+}
+
+#[test]
+fn sandboxes_are_listed_by_label_state_and_name() {
+    let machine = Machine::new().with_files(b"kernel");
+    let create = |arguments: &[&str]| machine.id_of_new(arguments);
+    let nightly = create(&["--name", "one", "--label", "job=nightly", "--label", "keep"]);
+    let weekly = create(&["--name", "two", "--label", "job=weekly"]);
+    let bare = create(&[]);
+    let listed = |filters: &[&str]| {
+        let options = filters.iter().flat_map(|filter| ["--filter", filter]);
+        let output = machine.msb(&["ls", "--quiet"].into_iter().chain(options).collect::<Vec<_>>());
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines()
+            .map(str::to_owned)
+            .collect::<std::collections::BTreeSet<_>>()
+    };
+    let ids = |ids: &[&String]| ids.iter().map(|id| (*id).clone()).collect();
+    assert_eq!(listed(&[]), ids(&[&nightly, &weekly, &bare]));
+    assert_eq!(listed(&["label=job"]), ids(&[&nightly, &weekly]));
+    assert_eq!(listed(&["label=job=nightly"]), ids(&[&nightly]));
+    assert_eq!(listed(&["label=job=nightly", "name=tw"]), ids(&[]));
+    assert_eq!(
+        listed(&["label=keep=", "state=created", "state=running"]),
+        ids(&[&nightly])
+    );
+    assert_eq!(listed(&["state=running"]), ids(&[]));
+    assert_eq!(listed(&["name=tw"]), ids(&[&weekly]));
+    assert_refused(
+        &machine.msb(&["ls", "--filter", "state=runing"]),
+        &["runing", "running"],
+    );
 }

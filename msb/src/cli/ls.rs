@@ -4,6 +4,7 @@ use clap::Args;
 use jiff::Timestamp;
 
 use super::error::{CliError, cannot};
+use super::filter::{self, Filter};
 use super::view::SandboxView;
 use super::{Context, output};
 use crate::Sandbox;
@@ -13,7 +14,12 @@ use crate::store::StoreError;
 /// List sandboxes, oldest first
 #[derive(Args, Debug)]
 #[command(visible_alias = "list")]
-#[command(after_help = "Examples:\n  msb ls\n  msb ls --json | jq -r '.[] | select(.state == \"running\") | .host'")]
+#[command(after_help = "\
+Examples:
+  msb ls
+  msb ls --filter label=job=nightly --filter state=running
+  msb rm --force $(msb ls -q --filter label=job=nightly)
+  msb ls --json | jq -r '.[] | .host'")]
 pub(super) struct LsArgs {
     /// Print a JSON array instead of a table
     #[arg(long)]
@@ -21,6 +27,9 @@ pub(super) struct LsArgs {
     /// Print ids only
     #[arg(long, short, conflicts_with = "json")]
     quiet: bool,
+    /// Only those with label=KEY, label=KEY=VALUE, state=STATE or name=TEXT; several: all hold, of states any
+    #[arg(long, short, value_name = "CONDITION")]
+    filter: Vec<Filter>,
 }
 
 pub(super) fn run(args: &LsArgs, context: &Context) -> Result<u8, CliError> {
@@ -32,7 +41,8 @@ pub(super) fn run(args: &LsArgs, context: &Context) -> Result<u8, CliError> {
     let mut views = Vec::with_capacity(sandboxes.len());
     for sandbox in sandboxes {
         match sandbox.and_then(|sandbox| SandboxView::of(&sandbox)) {
-            Ok(view) => views.push(view),
+            Ok(view) if filter::admits(&args.filter, &view) => views.push(view),
+            Ok(_) => {}
             // It was removed meanwhile.
             Err(StoreError::Unknown(_)) => {}
             // The others can be listed all the same.

@@ -10,6 +10,7 @@ mod create;
 mod doctor;
 mod error;
 mod exec;
+mod filter;
 mod inspect;
 mod kill;
 mod location;

@@ -30,6 +30,9 @@ pub(super) struct SpecArgs {
     /// Environment variable of every session
     #[arg(long, short, value_name = "KEY=VALUE")]
     env: Vec<EnvVar>,
+    /// Label to find it by, as in `msb ls --filter label=KEY=VALUE`
+    #[arg(long, short, value_name = "KEY=VALUE")]
+    label: Vec<Label>,
     /// File with public keys that may log in, besides msb's own and those in $MSB_HOME/authorized_keys
     #[arg(long, value_name = "FILE")]
     authorized_key: Vec<PathBuf>,
@@ -73,6 +76,11 @@ impl SpecArgs {
             cmdline: self.cmdline,
             disks: self.disk,
             env: self.env.into_iter().map(|EnvVar { key, value }| (key, value)).collect(),
+            labels: self
+                .label
+                .into_iter()
+                .map(|Label { key, value }| (key, value))
+                .collect(),
             isolation: self.isolation,
             cpu_limit: self.cpu_limit,
             io_limit: self.io_limit,
@@ -136,6 +144,34 @@ impl FromStr for EnvVar {
         }
         if value.contains('\0') {
             return Err("a value cannot hold a zero byte".into());
+        }
+        Ok(Self {
+            key: key.into(),
+            value: value.into(),
+        })
+    }
+}
+
+/// One `KEY=VALUE` or, with an empty value, `KEY`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Label {
+    pub(super) key: String,
+    pub(super) value: String,
+}
+
+impl FromStr for Label {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (key, value) = text.split_once('=').unwrap_or((text, ""));
+        let is_key = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
+        if key.is_empty() || !key.chars().all(is_key) {
+            return Err(format!(
+                "'{key}' is no key of a label: use letters, digits, '.', '_', '-' and '/'"
+            ));
+        }
+        if value.contains(char::is_control) {
+            return Err("the value of a label cannot hold control characters".into());
         }
         Ok(Self {
             key: key.into(),

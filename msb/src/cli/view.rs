@@ -49,6 +49,7 @@ pub(super) struct SandboxView {
     pub(super) cmdline: String,
     pub(super) disks: Vec<Disk>,
     pub(super) env: BTreeMap<String, String>,
+    pub(super) labels: BTreeMap<String, String>,
     /// The agent's version, while it runs.
     pub(super) agent: Option<String>,
     /// The phases of the start, while it runs.
@@ -97,6 +98,7 @@ impl SandboxView {
             cmdline: spec.cmdline,
             disks: spec.disks,
             env: spec.env,
+            labels: spec.labels,
         })
     }
 }

@@ -47,6 +47,9 @@ pub struct SandboxSpec {
     /// Environment of every session.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
+    /// What the user files it under: nothing to msb but to list by.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     /// How much of the jail around the VM it insists on.
     #[serde(default)]
     pub isolation: Isolation,
@@ -71,6 +74,7 @@ impl Default for SandboxSpec {
             cmdline: String::new(),
             disks: Vec::new(),
             env: BTreeMap::new(),
+            labels: BTreeMap::new(),
             isolation: Isolation::default(),
             cpu_limit: None,
             io_limit: None,
