@@ -118,7 +118,12 @@ impl Packet {
         packet
     }
 
-    /// Whether it is about a stream between this guest and the host.
+    /// Whether it is from this guest to a stream of the host.
+    pub fn is_for_stream(&self) -> bool {
+        (self.src_cid, self.dst_cid, self.kind) == (GUEST_CID, HOST_CID, STREAM)
+    }
+
+    /// Whether it is from a stream of the host.
     pub fn is_stream(&self) -> bool {
         self.src_cid == HOST_CID && self.kind == STREAM
     }

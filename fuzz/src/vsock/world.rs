@@ -5,7 +5,7 @@ use std::io::Write;
 
 use super::bench::{Bench, HOST_PORT, MAX_CONNECTIONS};
 use super::connection::{Connection, Phase};
-use super::packet::{HOST_CID, Key, Op, Packet, SHUT_BOTH};
+use super::packet::{GUEST_CID, HOST_CID, Key, Op, Packet, SHUT_BOTH, SHUT_SEND};
 use crate::input::Input;
 
 /// Connections in one run: the rest of an input repeats itself.
@@ -170,7 +170,7 @@ impl World {
         let (Some(key), true) = (connection.key, connection.is_named()) else {
             return;
         };
-        let is_allowed = connection.guest_shut & 2 == 0 && len <= connection.room() as usize;
+        let is_allowed = connection.guest_shut & SHUT_SEND == 0 && len <= connection.room() as usize;
         // The device may or may not have passed on the end yet, and answers accordingly.
         if !is_allowed && connection.may_be_closing() {
             return;
@@ -195,7 +195,11 @@ impl World {
         for _ in 0..64 {
             let connection = &self.connections[which];
             let room = connection.room() as usize;
-            if room == 0 || connection.guest_shut & 2 != 0 || !connection.is_named() || !self.bench.has_buffers() {
+            if room == 0
+                || connection.guest_shut & SHUT_SEND != 0
+                || !connection.is_named()
+                || !self.bench.has_buffers()
+            {
                 return;
             }
             self.guest_sends_data(which, room);
@@ -248,7 +252,7 @@ impl World {
             _ => {}
         }
         // Data and connections have steps of their own, which keep count.
-        let is_plain = packet.dst_cid == HOST_CID && packet.kind == 1 && packet.src_cid == 3;
+        let is_plain = packet.is_for_stream();
         let is_counted = packet.op == Op::Request as u16 || packet.op == Op::Rw as u16 && packet.len == 0;
         if !(is_plain && is_counted) {
             self.send(packet, &[]);
@@ -257,7 +261,9 @@ impl World {
 
     fn send(&mut self, mut packet: Packet, payload: &[u8]) {
         self.make_room();
-        if let Some(which) = self.named((packet.dst_port, packet.src_port)) {
+        if packet.is_for_stream()
+            && let Some(which) = self.named((packet.dst_port, packet.src_port))
+        {
             self.connections[which].grant(&mut packet, 1 << 20, None);
         }
         self.send_as_is(packet, payload);
@@ -266,10 +272,10 @@ impl World {
     /// Sends a packet and writes down what the device owes for it.
     fn send_as_is(&mut self, packet: Packet, payload: &[u8]) {
         let key = (packet.dst_port, packet.src_port);
-        let is_ours = packet.dst_cid == HOST_CID && packet.kind == 1;
+        let is_ours = packet.is_for_stream();
         let is_whole = packet.len as usize <= payload.len();
         let is_reset = packet.op == Op::Rst as u16;
-        if packet.src_cid != 3 {
+        if packet.src_cid != GUEST_CID {
             // Whoever that is, it is not the guest.
         } else if is_ours && let Some(which) = self.named(key) {
             let connection = &mut self.connections[which];
