@@ -356,3 +356,27 @@ fn the_configuration_space_is_written_only_by_a_driver() {
     driver.transport.read(CONFIG_SPACE + 2, &mut beyond);
     assert_eq!(beyond, [3, 4, 0, 0]);
 }
+
+#[test]
+fn of_all_writes_to_the_status_only_the_next_step_is_taken() {
+    let reachable = [0, 1, 3, 11, 15];
+    for before in 0..=0xff_u32 {
+        for value in 0..=0xff_u32 {
+            let step = next_step(before, value);
+            let at = reachable.iter().position(|status| *status == before);
+            let wanted = at.and_then(|at| reachable.get(at + 1)).copied();
+            if at.is_some() {
+                let keeps_order = wanted == Some(value & !VIRTIO_CONFIG_S_NEEDS_RESET);
+                assert_eq!(step.is_some(), keeps_order, "{before} to {value}");
+            }
+            if let Some(step) = step {
+                assert!(step.is_power_of_two() && before & step == 0, "{before} to {value}");
+                assert_eq!(
+                    value & !VIRTIO_CONFIG_S_NEEDS_RESET,
+                    before | step,
+                    "{before} to {value}"
+                );
+            }
+        }
+    }
+}

@@ -158,6 +158,20 @@ mod tests {
 
     proptest! {
         #[test]
+        fn whatever_the_guest_claims_it_is_sent_no_more_than_it_has_room_for(
+            claims in prop::collection::vec((any::<u32>(), any::<u32>(), any::<u32>()), 1..20),
+        ) {
+            let mut credit = Credit::new(0);
+            for (buf_alloc, fwd_cnt, wish) in claims {
+                credit.update_peer(buf_alloc, fwd_cnt);
+                let outstanding = u64::from((credit.sent - Wrapping(fwd_cnt)).0);
+                let available = u64::from(credit.available());
+                prop_assert!(available == 0 || available + outstanding <= buf_alloc.into());
+                credit.send(wish.min(credit.available()));
+            }
+        }
+
+        #[test]
         fn what_is_buffered_never_exceeds_the_buffer(ops in prop::collection::vec((0u8..4, 0u32..400), 0..200)) {
             let mut credit = Credit::new(300);
             let mut buffered = 0;
