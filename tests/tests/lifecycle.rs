@@ -1,5 +1,7 @@
 //! Sandboxes from create to rm, one and many.
 
+use std::io::Read;
+use std::process::Stdio;
 use std::thread;
 
 use msb_tests::Msb;
@@ -18,6 +20,37 @@ fn a_sandbox_stops_starts_again_and_is_removed() {
     msb.run(["rm", "cycle"]).refusal();
     msb.run(["rm", "--force", "cycle"]).expect(0);
     assert_eq!(msb.leftovers(), [""; 0]);
+}
+
+#[test]
+fn what_a_sandbox_uses_is_what_the_kernel_counts() {
+    let msb = Msb::new();
+    let disk = msb.scratch("disk.img");
+    std::fs::write(&disk, vec![7; 4 << 20]).unwrap();
+    let sandbox = msb.create_with("busy", &["--disk", disk.to_str().unwrap()]);
+    let write = "dd if=/dev/zero of=/dev/vda bs=1M count=4 conv=fsync 2>/dev/null";
+    let mut session = sandbox.ssh_command(&format!("{write}; echo up; cat"));
+    let mut session = session.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = [0; 3];
+    session.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"up\n");
+
+    let stats: serde_json::Value = serde_json::from_slice(&msb.run(["stats", "--json"]).expect(0).stdout).unwrap();
+    let usage = &stats[0];
+    assert_eq!(
+        (&usage["name"], &usage["connections"]),
+        (&"busy".into(), &1.into()),
+        "{stats}"
+    );
+    assert!(usage["cpu_seconds"].as_f64() > Some(0.1), "{stats}");
+    assert!(usage["memory_bytes"].as_u64() > Some(30 << 20), "{stats}");
+    assert!(usage["written_bytes"].as_u64() >= Some(4 << 20), "{stats}");
+
+    drop(session.stdin.take());
+    assert!(session.wait().unwrap().success());
+    msb.run(["stop", "busy"]).expect(0);
+    assert!(msb.run(["stats", "busy"]).refusal().contains("not running"));
+    assert_eq!(msb.run(["stats", "--json"]).expect(0).text(), "[]\n");
 }
 
 #[test]

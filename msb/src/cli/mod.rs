@@ -26,6 +26,7 @@ mod ssh;
 mod ssh_bridge;
 mod ssh_config;
 mod start;
+mod stats;
 mod stop;
 mod view;
 mod wait;
@@ -69,6 +70,7 @@ enum Verb {
     Rm(rm::RmArgs),
     Ls(ls::LsArgs),
     Inspect(inspect::InspectArgs),
+    Stats(stats::StatsArgs),
     Logs(logs::LogsArgs),
     Wait(wait::WaitArgs),
     Exec(exec::ExecArgs),
@@ -181,6 +183,7 @@ fn dispatch(verb: Verb, began_us: u64) -> Result<u8, CliError> {
         Verb::Rm(args) => rm::run(&args, &context),
         Verb::Ls(args) => ls::run(&args, &context),
         Verb::Inspect(args) => inspect::run(&args, &context),
+        Verb::Stats(args) => stats::run(&args, &context),
         Verb::Logs(args) => logs::run(&args, &context),
         Verb::Wait(args) => wait::run(&args, &context),
         Verb::Exec(args) => exec::run(&args, &context),

@@ -9,6 +9,7 @@ pub mod ssh;
 pub mod start;
 pub mod state;
 pub mod stop;
+pub mod usage;
 mod watch;
 
 pub use create::CreateError;
