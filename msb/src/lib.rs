@@ -35,6 +35,7 @@ pub struct DocumentedExample;
 pub mod assets;
 pub mod cli;
 pub mod doctor;
+pub mod events;
 pub mod identity;
 pub mod jail;
 pub mod quote;

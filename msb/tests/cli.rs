@@ -2,6 +2,10 @@
 
 use std::process::{Command, Output, Stdio};
 
+use msb::Store;
+use msb::events::Events;
+use msb::store::layout::Layout;
+
 struct Machine {
     dir: tempfile::TempDir,
 }
@@ -417,4 +421,27 @@ fn sandboxes_are_listed_by_label_state_and_name() {
         &machine.msb(&["ls", "--filter", "state=runing"]),
         &["runing", "running"],
     );
+}
+
+#[test]
+fn events_tell_what_becomes_of_sandboxes() {
+    let machine = Machine::new().with_files(b"kernel");
+    machine.id_of_new(&["--name", "earlier"]);
+    let store = Store::new(Layout {
+        home: machine.home(),
+        runtime: machine.dir.path().join("run"),
+    });
+    let mut events = Events::of(&store).unwrap();
+    let mut next = || {
+        let events = events.next_batch().unwrap();
+        assert_eq!(events.len(), 1, "{events:?}");
+        (events[0].id.to_string(), events[0].state)
+    };
+    let id = machine.id_of_new(&["--name", "box"]);
+    assert_eq!(next(), (id.clone(), "created"));
+    // The kernel is none.
+    assert!(!machine.msb(&["start", "box"]).status.success());
+    assert_eq!(next().0, id);
+    assert!(machine.msb(&["rm", "--force", "box"]).status.success());
+    while next() != (id.clone(), "removed") {}
 }

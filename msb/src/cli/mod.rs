@@ -9,6 +9,7 @@ mod cp;
 mod create;
 mod doctor;
 mod error;
+mod events;
 mod exec;
 mod filter;
 mod inspect;
@@ -72,6 +73,7 @@ enum Verb {
     Inspect(inspect::InspectArgs),
     Stats(stats::StatsArgs),
     Logs(logs::LogsArgs),
+    Events(events::EventsArgs),
     Wait(wait::WaitArgs),
     Exec(exec::ExecArgs),
     Ssh(ssh::SshArgs),
@@ -185,6 +187,7 @@ fn dispatch(verb: Verb, began_us: u64) -> Result<u8, CliError> {
         Verb::Inspect(args) => inspect::run(&args, &context),
         Verb::Stats(args) => stats::run(&args, &context),
         Verb::Logs(args) => logs::run(&args, &context),
+        Verb::Events(args) => events::run(&args, &context),
         Verb::Wait(args) => wait::run(&args, &context),
         Verb::Exec(args) => exec::run(&args, &context),
         Verb::Ssh(args) => ssh::run(&args, &context),

@@ -77,7 +77,7 @@ impl Layout {
         self.names().join(name.as_str())
     }
 
-    pub(super) fn sandboxes(&self) -> PathBuf {
+    pub(crate) fn sandboxes(&self) -> PathBuf {
         self.home.join("sandboxes")
     }
 

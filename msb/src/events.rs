@@ -1,0 +1,245 @@
+//! What becomes of the sandboxes of a store, as it happens.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify::{self, WatchFlags};
+use rustix::io::Errno;
+use serde::Serialize;
+
+use crate::Sandbox;
+use crate::sandbox::state::State;
+use crate::store::files::{self, FileError};
+use crate::store::names::{Name, SandboxId};
+use crate::store::{Store, StoreError};
+
+/// How long the end of a VMM process that was killed can go unnoticed: it touches no file.
+const RECHECK: Duration = Duration::from_millis(250);
+
+/// The state after the last: the sandbox is gone.
+const REMOVED: &str = "removed";
+
+/// A sandbox has come into another state.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Event {
+    /// When: as its VMM process wrote it down, else when it was noticed.
+    pub time: Timestamp,
+    /// Which sandbox.
+    pub id: SandboxId,
+    /// Its name.
+    pub name: Option<Name>,
+    /// The word for the state ([`State::word`]), or `removed`.
+    pub state: &'static str,
+    /// How it ended, in words, if it did.
+    pub message: Option<String>,
+}
+
+/// The events of a store from now on. A state that is over before anybody looks is passed over.
+#[derive(Debug)]
+pub struct Events {
+    store: Store,
+    inotify: OwnedFd,
+    seen: BTreeMap<SandboxId, Seen>,
+}
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Seen {
+    name: Option<Name>,
+    /// Of the run: a restart between two looks is a change, too.
+    run_id: Option<String>,
+    state: &'static str,
+    since: Option<Timestamp>,
+    message: Option<String>,
+    is_alive: bool,
+}
+
+impl Events {
+    /// Begins to watch `store`.
+    ///
+    /// # Errors
+    /// When it cannot be watched or read.
+    pub fn of(store: &Store) -> Result<Self, StoreError> {
+        let directory = store.layout().sandboxes();
+        files::create_private_dirs(&directory)?;
+        let watch = || -> io::Result<OwnedFd> {
+            let inotify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+            // Sandboxes appear and disappear by renames.
+            inotify::add_watch(&inotify, &directory, WatchFlags::MOVED_TO | WatchFlags::MOVED_FROM)?;
+            Ok(inotify)
+        };
+        let inotify = watch().map_err(FileError::io("watch", &directory))?;
+        let mut events = Self {
+            store: store.clone(),
+            inotify,
+            seen: BTreeMap::new(),
+        };
+        events.look()?;
+        Ok(events)
+    }
+
+    /// Blocks until something has happened; returns what.
+    ///
+    /// # Errors
+    /// When the store cannot be read or watched any more.
+    pub fn next_batch(&mut self) -> Result<Vec<Event>, StoreError> {
+        loop {
+            if self.wait()? {
+                let events = self.look()?;
+                if !events.is_empty() {
+                    return Ok(events);
+                }
+            }
+        }
+    }
+
+    /// Blocks for a while; whether it is worth a look then.
+    fn wait(&self) -> Result<bool, StoreError> {
+        let pause = Timespec::try_from(RECHECK).expect("a quarter of a second fits");
+        match poll(&mut [PollFd::new(&self.inotify, PollFlags::IN)], Some(&pause)) {
+            Ok(0) => self.any_vmm_ended(),
+            Ok(_) => {
+                // What they say is read from the records.
+                while rustix::io::read(&self.inotify, &mut [0_u8; 4096]).is_ok_and(|read| read > 0) {}
+                Ok(true)
+            }
+            Err(Errno::INTR) => Ok(false),
+            Err(errno) => Err(FileError::io("watch", &self.store.layout().sandboxes())(errno.into()).into()),
+        }
+    }
+
+    fn any_vmm_ended(&self) -> Result<bool, StoreError> {
+        let mut alive = self.seen.iter().filter(|(_, seen)| seen.is_alive);
+        alive.try_fold(false, |ended, (id, _)| match self.store.is_running(id) {
+            Ok(running) => Ok(ended || !running),
+            Err(StoreError::Unknown(_)) => Ok(true),
+            Err(error) => Err(error),
+        })
+    }
+
+    /// Compares what there is with what there was.
+    fn look(&mut self) -> Result<Vec<Event>, StoreError> {
+        let mut now = BTreeMap::new();
+        for id in self.store.ids()? {
+            // Before its records are read, so that no change after that goes unnoticed. It may be gone by now.
+            let _ = inotify::add_watch(
+                &self.inotify,
+                self.store.layout().sandbox(&id).path(),
+                WatchFlags::MOVED_TO,
+            );
+            match Seen::of(&self.store, &id) {
+                Ok(seen) => now.insert(id, seen),
+                Err(StoreError::Unknown(_)) => continue,
+                // One that cannot be read is as it was.
+                Err(_) => self.seen.get(&id).cloned().and_then(|seen| now.insert(id, seen)),
+            };
+        }
+        let events = changes(&self.seen, &now);
+        self.seen = now;
+        Ok(events)
+    }
+}
+
+impl Seen {
+    fn of(store: &Store, id: &SandboxId) -> Result<Self, StoreError> {
+        let sandbox = Sandbox::open(store, id)?;
+        let state = sandbox.state()?;
+        let since = match &state {
+            State::Created => Some(sandbox.config().created_at),
+            State::Starting { run } => run.as_ref().map(|run| run.started_at),
+            State::Running { ready, .. } => Some(ready.ready_at),
+            state => state.exit().map(|exit| exit.ended_at),
+        };
+        let run_id = state.run().map(|run| run.run_id.clone());
+        Ok(Self {
+            name: sandbox.config().spec.name.clone(),
+            run_id: run_id.or_else(|| state.exit().map(|exit| exit.run_id.clone())),
+            state: state.word(),
+            since,
+            message: state.message().map(str::to_owned),
+            is_alive: state.is_alive(),
+        })
+    }
+
+    fn event(&self, id: &SandboxId) -> Event {
+        Event {
+            time: self.since.unwrap_or_else(Timestamp::now),
+            id: id.clone(),
+            name: self.name.clone(),
+            state: self.state,
+            message: self.message.clone(),
+        }
+    }
+}
+
+fn changes(before: &BTreeMap<SandboxId, Seen>, now: &BTreeMap<SandboxId, Seen>) -> Vec<Event> {
+    let changed = now.iter().filter(|(id, seen)| {
+        let earlier = before.get(id);
+        earlier.is_none_or(|earlier| (earlier.state, &earlier.run_id) != (seen.state, &seen.run_id))
+    });
+    let gone = before
+        .iter()
+        .filter(|(id, _)| !now.contains_key(id))
+        .map(|(id, seen)| Event {
+            time: Timestamp::now(),
+            state: REMOVED,
+            message: None,
+            ..seen.event(id)
+        });
+    let mut events: Vec<_> = changed.map(|(id, seen)| seen.event(id)).chain(gone).collect();
+    events.sort_by_key(|event| event.time);
+    events
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(state: &'static str, run_id: Option<&str>) -> Seen {
+        Seen {
+            name: None,
+            run_id: run_id.map(str::to_owned),
+            state,
+            since: None,
+            message: None,
+            is_alive: false,
+        }
+    }
+
+    fn store(sandboxes: &[(&str, Seen)]) -> BTreeMap<SandboxId, Seen> {
+        let of = |(id, seen): &(&str, Seen)| (id.parse().unwrap(), seen.clone());
+        sandboxes.iter().map(of).collect()
+    }
+
+    fn states(before: &[(&str, Seen)], now: &[(&str, Seen)]) -> Vec<(String, &'static str)> {
+        let events = changes(&store(before), &store(now));
+        events.iter().map(|event| (event.id.to_string(), event.state)).collect()
+    }
+
+    const A: &str = "aaaaaaaaaaaa";
+    const B: &str = "bbbbbbbbbbbb";
+
+    #[test]
+    fn a_state_is_told_once() {
+        let running = (A, seen("running", Some("1")));
+        assert_eq!(states(&[], std::slice::from_ref(&running)), [(A.into(), "running")]);
+        assert_eq!(
+            states(std::slice::from_ref(&running), std::slice::from_ref(&running)),
+            []
+        );
+        assert_eq!(states(std::slice::from_ref(&running), &[]), [(A.into(), "removed")]);
+    }
+
+    #[test]
+    fn a_restart_that_nobody_saw_is_told() {
+        let (first, second) = (seen("running", Some("1")), seen("running", Some("2")));
+        let other = (B, seen("stopped", Some("3")));
+        assert_eq!(
+            states(&[(A, first), other.clone()], &[(A, second), other]),
+            [(A.into(), "running")]
+        );
+    }
+}
