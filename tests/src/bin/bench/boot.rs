@@ -10,9 +10,10 @@ use serde_json::Value;
 use crate::figure::Figure;
 
 /// `pairs` of phases of `msb run --timings`, each with the figure of the time between them.
-const PHASES: [(&str, &str, &str); 6] = [
+const PHASES: [(&str, &str, &str); 7] = [
     ("msb start to VMM process", "process_started_us", "vmm_started_us"),
     ("VMM process to VM built", "vmm_started_us", "vm_built_us"),
+    ("VM built to guest started: the jail", "vm_built_us", "vm_started_us"),
     ("guest started to ready notice", "vm_started_us", "ready_us"),
     ("ready notice to SSH connected", "ready_us", "ssh_connected_us"),
     ("SSH connected to session ended", "ssh_connected_us", "session_ended_us"),

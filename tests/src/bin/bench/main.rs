@@ -5,6 +5,7 @@
 mod boot;
 mod counts;
 mod figure;
+mod jail;
 mod ssh;
 mod tracing;
 
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         figures.extend(match name.as_str() {
             "boot" => boot::measure(options.samples),
             "counts" => counts::measure(options.samples),
+            "jail" => jail::measure(options.samples),
             "ssh-servers" => ssh::measure_servers(options.samples, &options.ssh),
             _ => ssh::measure(options.samples, &options.ssh),
         });
@@ -66,10 +68,10 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
             "--bulk" => options.ssh.bulk_mib = number(&argument, arguments.next())?,
             "--files" => options.ssh.files = number(&argument, arguments.next())?,
             "--agent" => options.ssh.agent = Some(arguments.next().ok_or("--agent needs a FILE")?.into()),
-            "boot" | "counts" | "ssh" | "ssh-servers" => options.names.push(argument),
+            "boot" | "counts" | "jail" | "ssh" | "ssh-servers" => options.names.push(argument),
             other => {
                 return Err(format!(
-                    "there is no benchmark {other}: choose from boot, counts, ssh and ssh-servers"
+                    "there is no benchmark {other}: choose from boot, counts, jail, ssh and ssh-servers"
                 ));
             }
         }
