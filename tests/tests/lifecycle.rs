@@ -1,8 +1,7 @@
-//! Sandboxes from create to rm, one and many.
+//! A sandbox from create to rm.
 
 use std::io::Read;
 use std::process::Stdio;
-use std::thread;
 
 use msb_tests::Msb;
 use rustix::process::{Signal, kill_process};
@@ -94,44 +93,4 @@ fn a_disk_keeps_what_the_guest_wrote() {
     let read = "dd if=/dev/vda bs=512 skip=100 count=1 2>/dev/null | head -n 1; cat /sys/block/vda/ro";
     let run = msb.run(["run", "--disk", &read_only, "--", "sh", "-c", read]).expect(0);
     assert_eq!(run.text(), "persistent\n1\n");
-}
-
-#[test]
-fn twenty_sandboxes_run_at_once() {
-    let msb = Msb::new();
-    let names: Vec<String> = (0..20).map(|index| format!("box{index}")).collect();
-    // Two at a time start in reasonable time on two CPUs.
-    for pair in names.chunks(2) {
-        thread::scope(|scope| {
-            for name in pair {
-                scope.spawn(|| msb.run(["create", "--name", name, "--memory", "128M"]).expect(0));
-            }
-        });
-    }
-    assert_eq!(
-        msb.list()
-            .iter()
-            .filter(|sandbox| sandbox["state"] == "running")
-            .count(),
-        20
-    );
-    for name in &names {
-        let answer = msb.run(["exec", name, "--", "hostname"]).expect(0);
-        assert_eq!(answer.text().trim(), name);
-    }
-    let removed = msb.run(["rm", "--force"].into_iter().chain(names.iter().map(String::as_str)));
-    removed.expect(0);
-    assert_eq!(msb.leftovers(), [""; 0]);
-}
-
-#[test]
-fn fifty_rounds_leave_nothing() {
-    let msb = Msb::new();
-    for _ in 0..50 {
-        msb.run(["create", "--name", "again", "--no-start", "--memory", "128M"])
-            .expect(0);
-        msb.run(["start", "again"]).expect(0);
-        msb.run(["rm", "--force", "again"]).expect(0);
-        assert_eq!(msb.leftovers(), [""; 0]);
-    }
 }

@@ -1,5 +1,7 @@
 //! Many sandboxes, one after the other and at once.
 
+use std::thread;
+
 use msb_tests::Msb;
 
 use crate::rounds;
@@ -8,8 +10,10 @@ use crate::truth::{assert_clean, assert_usable};
 #[test]
 fn rounds_of_create_and_remove_leave_nothing() {
     let msb = Msb::new();
-    for round in 0..rounds(10, 300) {
-        msb.create_with("again", &["--memory", "128M"]);
+    for round in 0..rounds(20, 300) {
+        msb.run(["create", "--name", "again", "--no-start", "--memory", "128M"])
+            .expect(0);
+        msb.run(["start", "again"]).expect(0);
         msb.run(["rm", "--force", "again"]).expect(0);
         assert_eq!(msb.leftovers(), [""; 0], "round {round}");
     }
@@ -21,12 +25,17 @@ fn rounds_of_create_and_remove_leave_nothing() {
 fn many_sandboxes_run_at_once_and_answer() {
     let msb = Msb::new();
     let available = available_mib();
-    let count = rounds(5, 100).min(available / 80);
+    let count = rounds(20, 100).min(available / 80);
     println!("{count} sandboxes with {available} MiB available");
     assert!(count > 0, "{available} MiB are too few");
     let names: Vec<String> = (0..count).map(|index| format!("box{index}")).collect();
-    for name in &names {
-        msb.create_with(name, &["--memory", "128M"]);
+    // Two start at a time.
+    for pair in names.chunks(2) {
+        thread::scope(|scope| {
+            for name in pair {
+                scope.spawn(|| msb.create_with(name, &["--memory", "128M"]));
+            }
+        });
     }
     assert!(msb.list().iter().all(|sandbox| sandbox["state"] == "running"));
     for name in &names {
