@@ -150,6 +150,7 @@ impl Msb {
             left.extend(entries(&self.home().join(directory)));
         }
         left.extend(entries(&self.runtime()));
+        left.extend(entries(&self.home()).into_iter().filter(|path| path.ends_with(".tmp")));
         let known_hosts = fs::read_to_string(self.home().join("known_hosts")).unwrap_or_default();
         left.extend(known_hosts.lines().map(str::to_owned));
         left.extend(orphaned_cgroups());

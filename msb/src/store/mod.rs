@@ -186,7 +186,8 @@ impl Store {
         files::write_private(&dir.authorized_keys(), new.authorized_keys)?;
         files::write_private(&dir.lock(), b"")?;
         let run_lock = if transient {
-            files::replace_private(&self.layout.transient(id), b"")?;
+            // There is nothing to write, so that it is whole at once.
+            files::write_private(&self.layout.transient(id), b"")?;
             RunLock::try_acquire(&dir.lock()).map_err(FileError::io("lock", &dir.lock()))?
         } else {
             None

@@ -1,6 +1,6 @@
 //! What dead processes left behind, and its removal.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use msb_ssh::known_hosts;
 
@@ -18,6 +18,8 @@ enum Leftover {
     Transient(SandboxId),
     /// Sockets of a sandbox that does not run.
     Sockets(SandboxId),
+    /// Pinned keys that were not put in their place.
+    Draft(PathBuf),
 }
 
 impl Store {
@@ -39,6 +41,7 @@ impl Store {
                 Leftover::Directory { id, name } => self.purge(guard, &id, &self.layout.sandboxes().join(name))?,
                 Leftover::Transient(id) if self.exists(&id) => self.remove_locked(guard, &id)?,
                 Leftover::Transient(id) => self.keep(&id)?,
+                Leftover::Draft(path) => files::remove_optional(&path)?,
                 Leftover::Sockets(id) => self.remove_surroundings(&id)?,
             }
         }
@@ -56,6 +59,12 @@ impl Store {
         let ids = |names: Vec<String>| names.into_iter().filter_map(|name| name.parse::<SandboxId>().ok());
         let transients = ids(list(&self.layout.transients())?);
         found.extend(transients.filter(|id| !self.is_held(id)).map(Leftover::Transient));
+        // Only who has the store's lock writes one.
+        let drafts = list(&self.layout.home)?;
+        let drafts = drafts
+            .iter()
+            .filter(|name| name.starts_with(".known_hosts.") && name.ends_with(".tmp"));
+        found.extend(drafts.map(|name| Leftover::Draft(self.layout.home.join(name))));
         // Another store may share the runtime directory: what is unknown here is not ours to remove.
         let sockets = ids(list(&self.layout.runtime)?);
         found.extend(

@@ -180,11 +180,32 @@ fn the_next_change_sweeps_what_a_dead_process_left() {
     let rename = |id, to: &Path| std::fs::rename(layout.sandbox(id).path(), to).unwrap();
     rename(&new.id, layout.new_sandbox(&new.id).path());
     rename(&removed.id, &layout.removed_sandbox(&removed.id));
+    // As if one had died while it pinned a key.
+    let draft = layout.home.join(".known_hosts.0123456789abcdef.tmp");
+    std::fs::write(&draft, "").unwrap();
 
     store.sweep().unwrap();
+    assert!(!draft.exists());
     assert_eq!(list(&layout.sandboxes()).unwrap(), [kept.id.as_str()]);
     assert_eq!(list(&layout.names()).unwrap(), ["kept"]);
     assert_eq!(known_hosts(&store).lines().count(), 1);
+}
+
+#[test]
+fn two_sandboxes_never_have_the_same_user() {
+    let Fixture { store, _dir } = fixture();
+    let (one, other) = (config(None), config(None));
+    insert(&store, &one, false).unwrap();
+    // The users follow from the last digits of the ids.
+    let first = if one.id.as_str().starts_with('0') { '1' } else { '0' };
+    let id: SandboxId = format!("{first}{}", &one.id.as_str()[1..]).parse().unwrap();
+    assert_eq!(id.user(), one.id.user());
+    let taken = insert(&store, &Config { id, ..other }, true).unwrap_err();
+    assert!(
+        matches!(taken, StoreError::UserTaken(ref id) if *id == one.id),
+        "{taken}"
+    );
+    assert_eq!(list(&store.layout().sandboxes()).unwrap(), [one.id.as_str()]);
 }
 
 #[test]

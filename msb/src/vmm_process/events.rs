@@ -169,6 +169,38 @@ impl<R: FnMut(&str, u64, u64)> Watcher<'_, R> {
     }
 }
 
+/// Waits until the machine has said whether its guest runs; ends it when that is no longer wanted. Returns why.
+///
+/// # Errors
+/// When the descriptors cannot be polled.
+pub(super) fn await_start(
+    machine: &Machine,
+    signals: &Signals,
+    starter: &UnixStream,
+    lifetime: Lifetime,
+) -> Result<Option<&'static str>, Errno> {
+    // Nothing is written there: what is readable is its end.
+    let starter = lifetime.is_bound(false).then(|| starter.as_fd());
+    let watched = [Some(machine.fd()), Some(signals.as_fd()), starter];
+    loop {
+        let mut fds: Vec<PollFd<'_>> = watched.iter().flatten().map(input_of).collect();
+        match poll(&mut fds, None) {
+            Err(Errno::INTR) => continue,
+            result => result?,
+        };
+        let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
+        let [said, signalled, left] = [ready.next(), ready.next(), ready.next()].map(Option::unwrap_or_default);
+        let because = match (said, signalled, left) {
+            (true, ..) => return Ok(None),
+            (_, true, _) => "killed",
+            (_, _, true) => "the process it belonged to ended",
+            (false, false, false) => continue,
+        };
+        machine.kill();
+        return Ok(Some(because));
+    }
+}
+
 impl Lifetime {
     /// Whether the sandbox ends with its starter, given whether it was ready.
     pub(super) fn is_bound(self, ready: bool) -> bool {

@@ -169,9 +169,12 @@ impl Run {
         let Plan { config, surroundings } = plan;
         // The console ends with the machine, which has the other copy of its end.
         drop(config);
+        let killed = events::await_start(&machine, &signals, &starter, self.args.lifetime)
+            .map_err(|errno| SetUpError::system("wait for the VM")(errno.into()))?;
         let started = match machine.started() {
-            Ok(started) => started,
-            Err(end) => return Ok((end, Observed::default())),
+            Ok(started) if killed.is_none() => started,
+            Ok(_) => return Ok((machine.ended(), Observed::stopped(killed))),
+            Err(end) => return Ok((surroundings.explain(end), Observed::stopped(killed))),
         };
         timings.vm_built_us = Some(started.built_us);
         timings.vm_started_us = Some(started.started_us);

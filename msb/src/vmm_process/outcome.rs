@@ -35,6 +35,17 @@ pub(super) struct Observed {
     pub(super) killed: bool,
 }
 
+impl Observed {
+    /// Of a VM that had to be killed, if there is a reason why, before it ran.
+    pub(super) fn stopped(because: Option<&'static str>) -> Self {
+        Self {
+            stopped_because: because,
+            killed: because.is_some(),
+            ..Self::default()
+        }
+    }
+}
+
 /// The reason and the message of the exit record. `console` is the last thing the kernel said, if it is known.
 pub(super) fn classify(end: VmEnd, observed: &Observed, console: Option<&str>) -> (ExitReason, String) {
     match end {

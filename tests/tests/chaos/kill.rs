@@ -13,16 +13,16 @@ use crate::truth::{assert_clean, assert_truth, assert_usable};
 use crate::{is_soak, rounds};
 
 /// No step takes this long to come: one that does never comes.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How often is looked for a step.
-const LOOK: Duration = Duration::from_micros(500);
+pub(crate) const LOOK: Duration = Duration::from_micros(500);
 
 /// Milliseconds within which a random kill comes: as long as the longest verb takes, about.
 const LONGEST: u64 = 3500;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Victim {
+pub(crate) enum Victim {
     /// The command itself: for a session by ssh, its bridge.
     Starter,
     Keeper,
@@ -33,7 +33,7 @@ const VICTIMS: [Victim; 3] = [Victim::Starter, Victim::Keeper, Victim::Vm];
 
 /// What is being done when the kill comes.
 #[derive(Clone, Copy, Debug)]
-enum Verb {
+pub(crate) enum Verb {
     Create,
     Start,
     Run,
@@ -72,7 +72,7 @@ const STEPS: [(&str, &str); 14] = [
 
 impl Verb {
     /// Starts it, on a sandbox that is as it needs it.
-    fn begin(self, msb: &Msb) -> Child {
+    pub(crate) fn begin(self, msb: &Msb) -> Child {
         match self {
             Self::Start => drop(
                 msb.run(["create", "--no-start", "--name", "box", "--memory", "128M"])
@@ -95,7 +95,7 @@ impl Verb {
 }
 
 /// The process to kill, if it is there.
-fn find(msb: &Msb, victim: Victim, starter: &Child) -> Option<Pid> {
+pub(crate) fn find(msb: &Msb, victim: Victim, starter: &Child) -> Option<Pid> {
     if victim == Victim::Starter {
         return Some(Pid::from_child(starter));
     }
@@ -118,7 +118,7 @@ fn kill(msb: &Msb, victim: Victim, starter: &mut Child) -> bool {
 }
 
 /// Whether there is a file at `pattern` below `directory`.
-fn is_there(directory: &Path, pattern: &str) -> bool {
+pub(crate) fn is_there(directory: &Path, pattern: &str) -> bool {
     let (first, rest) = pattern
         .split_once('/')
         .map_or((pattern, None), |(first, rest)| (first, Some(rest)));
@@ -154,7 +154,7 @@ fn judge(msb: &Msb, starter: &mut Child, after: &str) {
 }
 
 /// Until no keeper is about to end: its starter's or its VM's end has reached it.
-fn wait_for_quiet(msb: &Msb) {
+pub(crate) fn wait_for_quiet(msb: &Msb) {
     let deadline = Instant::now() + PATIENCE;
     let is_moving = || {
         let listed = msb.list();

@@ -1,11 +1,13 @@
 //! SIGSTOP: a process that lives and does nothing keeps nobody waiting for ever.
 
 use std::process::Stdio;
+use std::thread;
 
 use msb_tests::{Msb, finish};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::is_soak;
+use crate::kill::{self, Verb, Victim};
 use crate::truth::{assert_clean, assert_usable};
 
 /// `verb` ends within a minute.
@@ -77,4 +79,24 @@ fn a_run_ends_when_its_stopped_vm_does_not() {
         let _ = bounded(&msb, &["wait", id]);
         assert_clean(&msb, &format!("{signal:?}"));
     }
+}
+
+#[test]
+fn a_vm_that_is_stopped_while_it_is_built_goes_with_its_starter() {
+    let msb = Msb::new();
+    let directory = msb.home().parent().expect("the home is in a directory").to_owned();
+    let mut starter = Verb::Run.begin(&msb);
+    // The VM's process made it, and is not done yet.
+    while !kill::is_there(&directory, "run/*/v.sock") {
+        assert!(
+            starter.try_wait().unwrap().is_none(),
+            "the VM's process comes before the end"
+        );
+        thread::sleep(kill::LOOK);
+    }
+    stop(kill::find(&msb, Victim::Vm, &starter).expect("what made the socket is there"));
+    starter.kill().unwrap();
+    starter.wait().unwrap();
+    kill::wait_for_quiet(&msb);
+    assert_eq!(msb.leftovers(), [""; 0]);
 }
