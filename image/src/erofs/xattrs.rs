@@ -1,0 +1,59 @@
+//! Extended attributes, kept behind their inode.
+
+use std::collections::BTreeMap;
+
+use super::format::{XATTR_ENTRY, XATTR_HEADER};
+
+/// The most bytes of one inode: their number in units of four is 16 bits.
+pub(super) const MAX_SIZE: usize = 4 * (u16::MAX as usize - 1) + XATTR_HEADER;
+
+/// Beginnings of names, and the numbers that stand for them.
+const PREFIXES: [(&[u8], u8); 5] = [
+    (b"user.", 1),
+    (b"system.posix_acl_access", 2),
+    (b"system.posix_acl_default", 3),
+    (b"trusted.", 4),
+    (b"security.", 6),
+];
+
+type Xattrs = BTreeMap<Box<[u8]>, Box<[u8]>>;
+
+/// How many bytes the attributes take.
+pub(super) fn size(xattrs: &Xattrs) -> usize {
+    match entries(xattrs).map(|(_, name, value)| entry_size(name, value)).sum() {
+        0 => 0,
+        entries => XATTR_HEADER + entries,
+    }
+}
+
+/// Appends the attributes.
+pub(super) fn encode(xattrs: &Xattrs, bytes: &mut Vec<u8>) {
+    if size(xattrs) == 0 {
+        return;
+    }
+    // Without a filter of names and without shared attributes.
+    bytes.extend([0; XATTR_HEADER]);
+    for (index, name, value) in entries(xattrs) {
+        let start = bytes.len();
+        bytes.push(u8::try_from(name.len()).expect("a name has at most 255 bytes"));
+        bytes.push(index);
+        let value_size = u16::try_from(value.len()).expect("a longer value was refused when it was read");
+        bytes.extend(value_size.to_le_bytes());
+        bytes.extend(name);
+        bytes.extend(value);
+        bytes.resize(start + entry_size(name, value), 0);
+    }
+}
+
+/// Prefix, rest of the name, and value.
+fn entries(xattrs: &Xattrs) -> impl Iterator<Item = (u8, &[u8], &[u8])> {
+    xattrs.iter().filter_map(|(name, value)| {
+        let of = |(prefix, index): &(&[u8], u8)| Some((*index, name.strip_prefix(*prefix)?));
+        let (index, rest) = PREFIXES.iter().find_map(of)?;
+        Some((index, rest, &**value))
+    })
+}
+
+fn entry_size(name: &[u8], value: &[u8]) -> usize {
+    (XATTR_ENTRY + name.len() + value.len()).next_multiple_of(4)
+}
