@@ -5,6 +5,7 @@
 
 pub mod authorized_keys;
 pub mod console;
+pub mod exec;
 pub mod init;
 pub mod net;
 pub mod session;

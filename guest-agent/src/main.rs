@@ -6,13 +6,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use msb_agent::session::{self, Settings};
-use msb_agent::{console, init, sftp};
+use msb_agent::{console, exec, init, sftp};
 use msb_protocol::identity::SshFeatures;
 
 const USAGE: &str = "usage: msb-agent serve --stdio --host-key FILE --authorized-keys FILE
                 [--host-certificate FILE] [--no-port-forwarding] [--no-agent-forwarding] [--no-sftp]
                 [--no-own-keys] [--login-grace SECONDS]
        msb-agent sftp-server
+       msb-agent exec [COMMAND LINE]
        msb-agent --version
 As PID 1 of a guest, named init, it takes no arguments.";
 
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
             }
         },
         ["sftp-server"] => sftp::run(),
+        ["exec", line @ ..] if line.len() <= 1 => exec::run(std::env::args_os().nth(2).as_deref()),
         ["--version"] => {
             println!("msb-agent {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS

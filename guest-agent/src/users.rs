@@ -39,6 +39,49 @@ impl User {
         Self::find(name, &accounts, &groups).or_else(|| (name == "root").then(Self::root))
     }
 
+    /// The user that an image names: `USER`, `UID`, `USER:GROUP` or `UID:GID`. Numbers need no account, and a shell that
+    /// only refuses logins is not asked: the image's maker wanted commands to run as this user.
+    pub fn by_spec(spec: &str) -> Option<Self> {
+        let accounts = read_limited(Path::new(PASSWD));
+        let groups = read_limited(Path::new(GROUP));
+        Self::find_spec(spec, &accounts, &groups)
+    }
+
+    fn find_spec(spec: &str, passwd: &[u8], group: &[u8]) -> Option<Self> {
+        let (name, group_name) = match spec.split_once(':') {
+            Some((name, group)) => (name, Some(group).filter(|group| !group.is_empty())),
+            None => (spec, None),
+        };
+        let with_uid = |uid: u32| {
+            let mut accounts = lines(passwd).filter_map(parse_account);
+            let account = accounts.find(|account| account.uid == uid);
+            let known = account.and_then(|account| Self::find(&account.name, passwd, group));
+            known.unwrap_or_else(|| Self {
+                name: uid.to_string(),
+                uid,
+                gid: 0,
+                groups: vec![0],
+                ..Self::root()
+            })
+        };
+        let root = || (name == "root" || name.is_empty()).then(Self::root);
+        let found = Self::find(name, passwd, group).or_else(root);
+        let mut user = found.or_else(|| number(name.as_bytes()).map(with_uid))?;
+        if let Some(group_name) = group_name {
+            let named = id_of_group(group_name, group);
+            user.gid = named.or_else(|| number(group_name.as_bytes()))?;
+            user.groups = vec![user.gid];
+        }
+        let refuses = user
+            .shell
+            .file_name()
+            .is_some_and(|shell| shell == "nologin" || shell == "false");
+        if refuses {
+            user.shell = "/bin/sh".into();
+        }
+        Some(user)
+    }
+
     fn root() -> Self {
         Self {
             name: "root".into(),
@@ -75,8 +118,11 @@ impl User {
 
 /// The id of the group `name`, if the guest has it.
 pub fn group_id(name: &str) -> Option<u32> {
-    let groups = read_limited(Path::new(GROUP));
-    lines(&groups).find_map(|line| {
+    id_of_group(name, &read_limited(Path::new(GROUP)))
+}
+
+fn id_of_group(name: &str, groups: &[u8]) -> Option<u32> {
+    lines(groups).find_map(|line| {
         let entry = line.split(|&byte| byte == b':').next()?;
         (entry == name.as_bytes()).then(|| parse_group(line).map(|(gid, _)| gid))?
     })
@@ -194,6 +240,25 @@ mod tests {
     fn a_malformed_line_spoils_only_itself() {
         assert_eq!(User::find("broken", PASSWD, GROUP), None);
         assert_eq!(User::find("nohome", PASSWD, GROUP).unwrap().home, PathBuf::from("/"));
+    }
+
+    #[test]
+    fn an_image_names_its_user_in_any_way_docker_knows() {
+        let ids = |spec: &str| {
+            let user = User::find_spec(spec, PASSWD, GROUP)?;
+            Some((user.name, user.uid, user.gid, user.groups))
+        };
+        let user = |name: &str, uid, gid, groups: &[u32]| Some((name.to_owned(), uid, gid, groups.to_vec()));
+        assert_eq!(ids("eve"), user("eve", 1000, 100, &[100, 10]));
+        assert_eq!(ids("1000"), user("eve", 1000, 100, &[100, 10]));
+        assert_eq!(ids("eve:wheel"), user("eve", 1000, 10, &[10]));
+        assert_eq!(ids("65532:65533"), user("65532", 65532, 65533, &[65533]));
+        assert_eq!(ids("65532"), user("65532", 65532, 0, &[0]));
+        for unknown in ["mallory", "eve:nogroup", "-1", "4294967296"] {
+            assert_eq!(ids(unknown), None, "{unknown}");
+        }
+        let daemon = User::find_spec("www", b"www:x:33:33::/srv:/usr/sbin/nologin\n", b"").unwrap();
+        assert_eq!(daemon.shell, PathBuf::from("/bin/sh"));
     }
 
     #[test]

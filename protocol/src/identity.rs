@@ -28,6 +28,12 @@ pub const TOOLS_SERIAL: &str = "msb-tools";
 /// Where the image expects its tools: links of the image point there.
 pub const TOOLS: &str = "/usr/lib/msb/tools";
 
+/// Serial number of the disk with the image that the sandbox was made from: EROFS, read-only.
+pub const IMAGE_SERIAL: &str = "msb-image";
+
+/// Serial number of the disk for what the guest writes on top of the image: ext4, or nothing but zeros at first.
+pub const WRITABLE_SERIAL: &str = "msb-writable";
+
 /// What the agent sets up before it serves SSH.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -43,6 +49,20 @@ pub struct GuestConfig {
     /// What the SSH server offers.
     #[serde(default, skip_serializing_if = "SshFeatures::is_default")]
     pub ssh: SshFeatures,
+    /// The image whose files are the guest's; without one, those of the built-in image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageRoot>,
+}
+
+/// How an image's files become the guest's. They are on the disks [`IMAGE_SERIAL`] and [`WRITABLE_SERIAL`].
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ImageRoot {
+    /// Who runs the image's commands: `USER`, `UID`, `USER:GROUP` or `UID:GID`; no such user need exist. Root when
+    /// empty.
+    pub user: String,
+    /// Where commands begin; the user's home when empty.
+    pub working_dir: String,
 }
 
 /// What the SSH server of a guest offers beyond commands and terminals; everything by default.

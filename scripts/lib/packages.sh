@@ -17,6 +17,7 @@ kernel_source_needs='
 image_needs='
 cpio cpio
 rsync rsync
+/sbin/mke2fs e2fsprogs
 mkfs.erofs erofs-utils
 busybox busybox-static'
 # shellcheck disable=SC2034
@@ -51,7 +52,9 @@ plink putty-tools
 /usr/lib/python3/dist-packages/paramiko python3-paramiko
 ssh-audit ssh-audit
 fusermount3 fuse3
-sshfs sshfs'
+sshfs sshfs
+docker-registry docker-registry
+skopeo skopeo'
 
 # missing_packages NEEDS: the packages of those files that are not here, one a line.
 missing_packages() {

@@ -20,9 +20,11 @@ use vsock::VsockListener;
 use crate::console;
 use crate::session::{self, Settings};
 
+mod disks;
 mod host;
 mod identity;
 mod mounts;
+mod root;
 mod shutdown;
 mod signals;
 mod system;
@@ -45,6 +47,9 @@ pub enum InitError {
     /// A file system that nothing works without.
     #[error(transparent)]
     Mount(#[from] mounts::MountError),
+    /// The image's files.
+    #[error(transparent)]
+    Root(#[from] root::RootError),
     /// The identity made by the host.
     #[error(transparent)]
     Identity(#[from] identity::IdentityError),
@@ -81,6 +86,7 @@ struct Init {
     listener: VsockListener,
     host: Option<host::Connection>,
     settings: Settings,
+    root: Option<root::Writable>,
     sessions: HashSet<Pid>,
     paused: bool,
 }
@@ -99,10 +105,15 @@ impl Init {
         tools::mount();
         let signals = Signals::block().map_err(InitError::Signals)?;
         let identity = identity::take()?;
+        let root = identity.config.image.as_ref().map(root::enter).transpose()?;
         system::prepare(&identity.config);
+        if root.is_some() {
+            root::name(&identity.config.hostname);
+        }
         let mut settings = Settings::new(&identity.host_key, &identity.authorized_keys)?
             .with_environment(identity.config.environment)
             .with_features(identity.config.ssh)
+            .with_image(identity.config.image)
             .with_guest_end(ask_to_end);
         if let Some(certificate) = identity.host_certificate {
             settings = settings.with_host_certificate(&certificate)?;
@@ -121,6 +132,7 @@ impl Init {
             listener,
             host,
             settings,
+            root,
             sessions: HashSet::new(),
             paused: false,
         })
@@ -139,7 +151,7 @@ impl Init {
                     if let Some(host) = &mut self.host {
                         host.send(&Notice::ShuttingDown);
                     }
-                    shutdown::end(&self.signals, request)
+                    shutdown::end(&self.signals, request, self.root.as_ref())
                 }
             }
         }

@@ -7,6 +7,7 @@ use rustix::process::{Signal, WaitOptions};
 use rustix::system::RebootCommand;
 
 use super::mounts;
+use super::root::Writable;
 use super::signals::{Request, Signals};
 use crate::console;
 use std::os::fd::AsFd;
@@ -18,7 +19,7 @@ const GRACE: Duration = Duration::from_secs(2);
 const BURIAL: Duration = Duration::from_secs(1);
 
 /// Ends the guest for `request`.
-pub(super) fn end(signals: &Signals, request: Request) -> ! {
+pub(super) fn end(signals: &Signals, request: Request, root: Option<&Writable>) -> ! {
     if let Request::End(name) = request {
         console::log(&format!("ending the guest ({name})"));
     }
@@ -31,6 +32,9 @@ pub(super) fn end(signals: &Signals, request: Request) -> ! {
     }
     rustix::fs::sync();
     mounts::release_disks();
+    if let Some(root) = root {
+        root.release();
+    }
     reboot()
 }
 

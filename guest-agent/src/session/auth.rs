@@ -25,7 +25,7 @@ pub(super) struct Candidate<'a> {
 impl<'a> Candidate<'a> {
     /// The user `name`, if there is one that this server can become: root's all, another user's only itself.
     pub(super) fn find(name: &str, settings: &'a Settings) -> Option<Self> {
-        let user = User::by_name(name)?;
+        let user = settings.user(name)?;
         let server = rustix::process::geteuid();
         if !server.is_root() && server.as_raw() != user.uid {
             return None;

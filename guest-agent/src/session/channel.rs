@@ -15,7 +15,7 @@ use super::conversation::Conversation;
 use super::environment::{self, Circumstances, ClientVariables};
 use super::input::Input;
 use super::outlet::Outlet;
-use super::process::{self, Program};
+use super::process::{self, Place, Program};
 use super::terminal::{self, Size, Terminal};
 use crate::authorized_keys::Options;
 use crate::net::FdStream;
@@ -116,7 +116,15 @@ impl SessionChannel {
             original_command: original.as_deref().map(OsStr::from_bytes),
         };
         let environment = environment::build(settings, &login.user, circumstances);
-        let mut child = process::spawn(&program, &login.user, &environment, self.terminal.as_ref())?;
+        let directory = match program {
+            Program::Sftp => login.user.home.clone(),
+            Program::Shell | Program::Command(_) => settings.working_dir(&login.user),
+        };
+        let place = Place {
+            environment: &environment,
+            directory: &directory,
+        };
+        let mut child = process::spawn(&program, &login.user, place, self.terminal.as_ref())?;
         // The other end stays open in the process only, so that its end is seen.
         let master = self.terminal.take().map(|terminal| terminal.master().clone());
         self.process = Some(Process {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use msb_protocol::identity::SshFeatures;
+use msb_protocol::identity::{ImageRoot, SshFeatures};
 use russh::keys::ssh_key::certificate::CertType;
 use russh::keys::{Certificate, PrivateKey};
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 use crate::authorized_keys::AuthorizedKeys;
 use crate::console;
 use crate::net::FdStream;
+use crate::users::User;
 
 mod algorithms;
 mod as_user;
@@ -59,6 +60,7 @@ pub struct Settings {
     authorized_keys: Arc<AuthorizedKeys>,
     environment: Arc<BTreeMap<String, String>>,
     features: SshFeatures,
+    image: Option<Arc<ImageRoot>>,
     login_grace: Duration,
     end_guest: Option<fn()>,
 }
@@ -119,6 +121,7 @@ impl Settings {
             authorized_keys: Arc::new(authorized_keys),
             environment: Arc::default(),
             features: SshFeatures::default(),
+            image: None,
             login_grace: LOGIN_GRACE,
             end_guest: None,
         })
@@ -177,6 +180,29 @@ impl Settings {
     pub fn with_features(mut self, features: SshFeatures) -> Self {
         self.features = features;
         self
+    }
+
+    /// Has sessions be those of an image: in its directory, and for its user, whom no account need describe.
+    #[must_use]
+    pub fn with_image(mut self, image: Option<ImageRoot>) -> Self {
+        self.image = image.map(Arc::new);
+        self
+    }
+
+    /// The login user `name`: one that the guest has, or the image's.
+    fn user(&self, name: &str) -> Option<User> {
+        match &self.image {
+            Some(image) if image.user == name => User::by_spec(name),
+            _ => User::by_name(name),
+        }
+    }
+
+    /// Where the user's programs begin.
+    fn working_dir(&self, user: &User) -> PathBuf {
+        match &self.image {
+            Some(image) if !image.working_dir.is_empty() => Path::new("/").join(&image.working_dir),
+            _ => user.home.clone(),
+        }
     }
 
     /// Gives a client less or more than the usual 120 seconds to log in.

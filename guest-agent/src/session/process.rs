@@ -5,6 +5,7 @@ use std::ffi::{CString, OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Stdio;
 
 use tokio::process::{Child, Command};
@@ -26,6 +27,13 @@ pub(super) enum Program {
     Sftp,
 }
 
+/// What a program finds when it starts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place<'a> {
+    pub(super) environment: &'a BTreeMap<OsString, OsString>,
+    pub(super) directory: &'a Path,
+}
+
 /// Starts `program` as `user`, on `terminal` or else on pipes.
 ///
 /// # Errors
@@ -33,11 +41,11 @@ pub(super) enum Program {
 pub(super) fn spawn(
     program: &Program,
     user: &User,
-    environment: &BTreeMap<OsString, OsString>,
+    place: Place<'_>,
     terminal: Option<&Terminal>,
 ) -> io::Result<Child> {
     let mut command = command_line(program, user);
-    command.env_clear().envs(environment);
+    command.env_clear().envs(place.environment);
     match terminal {
         Some(terminal) => {
             let slave = || terminal.slave().try_clone().map(Stdio::from);
@@ -50,7 +58,7 @@ pub(super) fn spawn(
                 .stderr(Stdio::piped());
         }
     }
-    let entry = Entry::new(user, terminal.is_some());
+    let entry = Entry::new(user, place.directory, terminal.is_some());
     // SAFETY: Entry::enter only makes system calls on memory that was allocated before the fork.
     unsafe { command.pre_exec(move || entry.enter()) };
     Command::from(command).spawn()
@@ -59,6 +67,8 @@ pub(super) fn spawn(
 fn command_line(program: &Program, user: &User) -> std::process::Command {
     let name = user.shell.file_name().unwrap_or(user.shell.as_os_str());
     match program {
+        Program::Shell if !user.shell.exists() => own_program(["exec"]),
+        Program::Command(line) if !user.shell.exists() => own_program(["exec".as_ref(), OsStr::from_bytes(line)]),
         Program::Shell => {
             let mut login = OsString::from("-");
             login.push(name);
@@ -71,20 +81,23 @@ fn command_line(program: &Program, user: &User) -> std::process::Command {
             command.arg0(name).arg("-c").arg(OsStr::from_bytes(line));
             command
         }
-        Program::Sftp => {
-            let mut command = std::process::Command::new("/proc/self/exe");
-            command.arg0("msb-agent").arg("sftp-server");
-            command
-        }
+        Program::Sftp => own_program(["sftp-server"]),
     }
+}
+
+/// This binary, which needs no file of the guest.
+fn own_program<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> std::process::Command {
+    let mut command = std::process::Command::new("/proc/self/exe");
+    command.arg0("msb-agent").args(arguments);
+    command
 }
 
 /// What a new process does to itself between fork and exec.
 struct Entry {
     /// Nothing to become when this is not root: only the own user may log in then.
     identity: Option<Identity>,
-    home: CString,
-    /// What a login without its home directory is told, up to the reason.
+    directory: CString,
+    /// What a login without its directory is told, up to the reason.
     complaint: Vec<u8>,
     terminal: bool,
 }
@@ -96,7 +109,7 @@ struct Identity {
 }
 
 impl Entry {
-    fn new(user: &User, terminal: bool) -> Self {
+    fn new(user: &User, directory: &Path, terminal: bool) -> Self {
         let identity = Identity {
             uid: user.uid,
             gid: user.gid,
@@ -104,8 +117,12 @@ impl Entry {
         };
         Self {
             identity: rustix::process::geteuid().is_root().then_some(identity),
-            home: CString::new(user.home.as_os_str().as_bytes()).unwrap_or_default(),
-            complaint: format!("Could not chdir to home directory {}: ", user.home.display()).into_bytes(),
+            directory: CString::new(directory.as_os_str().as_bytes()).unwrap_or_default(),
+            complaint: match directory == user.home {
+                true => format!("Could not chdir to home directory {}: ", directory.display()),
+                false => format!("Could not chdir to working directory {}: ", directory.display()),
+            }
+            .into_bytes(),
             terminal,
         }
     }
@@ -124,7 +141,7 @@ impl Entry {
             identity.assume()?;
         }
         // SAFETY: the path ends with NUL.
-        if unsafe { libc::chdir(self.home.as_ptr()) } != 0 {
+        if unsafe { libc::chdir(self.directory.as_ptr()) } != 0 {
             self.complain(io::Error::last_os_error().raw_os_error());
             // SAFETY: as above.
             check(unsafe { libc::chdir(c"/".as_ptr()) })?;
