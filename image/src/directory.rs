@@ -14,7 +14,7 @@ use crate::content::{ContentError, Segment, Spool};
 use crate::digest::{Digest, Hasher};
 use crate::layer::is_kept;
 use crate::limits::{Budget, LimitError};
-use crate::tree::{Attributes, Device, Kind, Tree, TreeError};
+use crate::tree::{Attributes, Device, Kind, Tree, TreeError, Xattrs};
 
 /// The longest list of names of extended attributes, in bytes (`XATTR_LIST_MAX`).
 const MAX_XATTR_LIST: usize = 64 << 10;
@@ -285,7 +285,7 @@ impl Read for Segments<'_> {
 }
 
 /// The extended attributes that go into an image. By way of /proc, which knows a file opened for its path only.
-fn xattrs(file: BorrowedFd<'_>) -> Result<BTreeMap<Box<[u8]>, Box<[u8]>>, Errno> {
+fn xattrs(file: BorrowedFd<'_>) -> Result<Xattrs, Errno> {
     use std::os::fd::AsRawFd as _;
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     let mut list = vec![0; MAX_XATTR_LIST];

@@ -37,6 +37,7 @@ pub mod cli;
 pub mod doctor;
 pub mod events;
 pub mod identity;
+pub mod images;
 pub mod jail;
 pub mod quote;
 mod report;
@@ -45,6 +46,7 @@ pub mod store;
 pub mod timings;
 pub mod vmm_process;
 
+pub use images::Images;
 pub use sandbox::Sandbox;
 pub use sandbox::spec::SandboxSpec;
 pub use sandbox::ssh;

@@ -76,7 +76,7 @@ mod tests {
                 .map(|name| Dirent { name: name.as_bytes(), nid: 7, file_type: FileType::Fifo })
                 .collect();
             let bytes = encode(&entries);
-            prop_assert_eq!(bytes.len() as u64, size(names.iter().map(|name| name.as_bytes())));
+            prop_assert_eq!(bytes.len() as u64, size(names.iter().map(String::as_bytes)));
         }
     }
 }

@@ -1,8 +1,7 @@
 //! Extended attributes, kept behind their inode.
 
-use std::collections::BTreeMap;
-
 use super::format::{XATTR_ENTRY, XATTR_HEADER};
+use crate::tree::Xattrs;
 
 /// The most bytes of one inode: their number in units of four is 16 bits.
 pub(super) const MAX_SIZE: usize = 4 * (u16::MAX as usize - 1) + XATTR_HEADER;
@@ -15,8 +14,6 @@ const PREFIXES: [(&[u8], u8); 5] = [
     (b"trusted.", 4),
     (b"security.", 6),
 ];
-
-type Xattrs = BTreeMap<Box<[u8]>, Box<[u8]>>;
 
 /// How many bytes the attributes take.
 pub(super) fn size(xattrs: &Xattrs) -> usize {

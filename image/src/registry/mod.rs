@@ -163,7 +163,7 @@ pub struct Repository {
 
 impl Repository {
     /// The repository that `reference` names. Nothing is asked of the registry yet.
-    pub fn new(reference: Reference, options: RegistryOptions) -> Self {
+    pub fn new(reference: Reference, options: &RegistryOptions) -> Self {
         let registry = reference.resolve_registry().to_owned();
         let scheme = match options.insecure || is_loopback(&registry) {
             true => "http",

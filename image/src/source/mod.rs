@@ -125,7 +125,7 @@ pub enum Source {
     /// A tar archive of one, packed or not.
     Tar(File),
     /// An image in layers.
-    Image(PackedImage),
+    Image(Box<PackedImage>),
 }
 
 /// An image in layers.
@@ -176,9 +176,9 @@ pub fn open(path: &Path, format: Option<Format>, wanted: Option<&str>, scratch: 
     if path.is_dir() {
         let is_layout = path.join("oci-layout").is_file() && path.join("index.json").is_file();
         return match format {
-            Some(Format::Oci) | None if is_layout => {
-                layout::open(Files::Directory(path.into()), wanted).map(Source::Image)
-            }
+            Some(Format::Oci) | None if is_layout => layout::open(Files::Directory(path.into()), wanted)
+                .map(Box::new)
+                .map(Source::Image),
             Some(Format::Oci | Format::Docker) => Err(SourceError::Not {
                 path: path.into(),
                 what: "directory with an OCI layout",
@@ -238,8 +238,10 @@ fn open_archive(
     );
     let files = Files::Archive(Arc::new(file), index);
     match format {
-        Some(Format::Docker) | None if has_docker.is_some() => docker::open(files, wanted).map(Source::Image),
-        Some(Format::Oci) | None if has_oci.is_some() => layout::open(files, wanted).map(Source::Image),
+        Some(Format::Docker) | None if has_docker.is_some() => {
+            docker::open(files, wanted).map(Box::new).map(Source::Image)
+        }
+        Some(Format::Oci) | None if has_oci.is_some() => layout::open(files, wanted).map(Box::new).map(Source::Image),
         None => files.into_tar().map(Source::Tar),
         Some(_) => Err(SourceError::Not {
             path: path.into(),

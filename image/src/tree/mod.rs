@@ -28,6 +28,9 @@ impl NodeId {
     }
 }
 
+/// Extended attributes by their full names.
+pub type Xattrs = BTreeMap<Box<[u8]>, Box<[u8]>>;
+
 /// What every file has.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Attributes {
@@ -41,8 +44,8 @@ pub struct Attributes {
     pub mtime: i64,
     /// Its nanoseconds.
     pub mtime_nsec: u32,
-    /// Extended attributes by their full names.
-    pub xattrs: BTreeMap<Box<[u8]>, Box<[u8]>>,
+    /// Extended attributes.
+    pub xattrs: Xattrs,
 }
 
 /// What a file is.

@@ -70,7 +70,7 @@ pub(super) fn run(args: &CpArgs, context: &Context) -> Result<u8, CliError> {
     let (reference, job) = job(source, target).map_err(|why| CliError::plain(format!("cannot {what}: {why}")))?;
     let sandbox = Sandbox::find(&context.store, &reference).map_err(cannot(&what))?;
     let options = SshClientOptions {
-        user: args.login.user.clone(),
+        user: args.login.of(&sandbox),
         boot_timeout: args.boot.duration(),
         ..SshClientOptions::default()
     };

@@ -16,6 +16,7 @@ use crate::vmm_process::args::Lifetime;
 #[command(after_help = "\
 Examples:
   msb create --name box && ssh box.msb
+  msb create --name db --disk-size 20G debian:12
   msb create --memory 2G --cpus 2 --disk data.img --env LANG=C.UTF-8
   id=$(msb create --no-start)")]
 pub(super) struct CreateArgs {
@@ -33,7 +34,7 @@ pub(super) struct CreateArgs {
 
 pub(super) fn run(args: CreateArgs, context: &Context) -> Result<u8, CliError> {
     let what = format!("create {}", args.spec.label());
-    let (spec, authorized_keys) = args.spec.into_spec();
+    let (spec, authorized_keys) = args.spec.into_spec(context)?;
     let sandbox = if args.no_start {
         Sandbox::create(&context.store, spec, &authorized_keys).map_err(cannot(&what))?
     } else {

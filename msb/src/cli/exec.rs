@@ -43,7 +43,7 @@ pub(super) fn run(args: &ExecArgs, context: &Context) -> Result<u8, CliError> {
     let what = format!("run a command in {}", args.sandbox);
     let sandbox = Sandbox::find(&context.store, &args.sandbox).map_err(cannot(&what))?;
     let session = Session {
-        user: args.login.user.clone(),
+        user: args.login.of(&sandbox),
         command: Some(quote::join(&args.command)),
         tty: args.tty,
         env: args.env.clone(),

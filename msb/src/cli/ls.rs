@@ -78,7 +78,7 @@ fn table(views: &[SandboxView]) -> String {
 }
 
 /// A duration in its largest whole unit.
-fn age(seconds: i64) -> String {
+pub(super) fn age(seconds: i64) -> String {
     match seconds.max(0) {
         s @ 0..60 => format!("{s}s ago"),
         s @ 60..3600 => format!("{}m ago", s / 60),

@@ -12,6 +12,7 @@ mod error;
 mod events;
 mod exec;
 mod filter;
+mod image;
 mod inspect;
 mod kill;
 mod location;
@@ -78,6 +79,7 @@ enum Verb {
     Exec(exec::ExecArgs),
     Ssh(ssh::SshArgs),
     Cp(cp::CpArgs),
+    Image(image::ImageArgs),
     SshBridge(ssh_bridge::BridgeArgs),
     SshConfig(ssh_config::SshConfigArgs),
     Doctor(doctor::DoctorArgs),
@@ -192,6 +194,7 @@ fn dispatch(verb: Verb, began_us: u64) -> Result<u8, CliError> {
         Verb::Exec(args) => exec::run(&args, &context),
         Verb::Ssh(args) => ssh::run(&args, &context),
         Verb::Cp(args) => cp::run(&args, &context),
+        Verb::Image(args) => image::run(&args, &context),
         Verb::SshBridge(args) => ssh_bridge::run(&args, &context),
         Verb::SshConfig(args) => ssh_config::run(&args, &context),
         Verb::Doctor(args) => doctor::run(&args, &context),

@@ -118,7 +118,7 @@ fn show(text: &str) {
 }
 
 /// Bytes in the unit that leaves the fewest digits, with one of them behind the point.
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     let mut tenths = u128::from(bytes) * 10;
     let mut units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"].into_iter();
     let mut unit = units.next().unwrap_or_default();

@@ -15,7 +15,7 @@ use crate::sandbox::records::{ExitReason, ExitRecord};
 use crate::sandbox::start::StartedSandbox;
 use crate::timings::{Timings, now_us};
 use crate::vmm_process::args::Lifetime;
-use crate::{Sandbox, quote};
+use crate::{Sandbox, SandboxSpec, quote};
 
 /// How long a guest with a disk to write to may take to shut down.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -23,8 +23,9 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a guest may take to end after its connections broke.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Run a command (default: a shell) in a sandbox made for it, and remove the sandbox
+/// Run a command in a sandbox made for it, and remove the sandbox
 ///
+/// With an image, the command comes behind the image's entrypoint, and its default is the image's own; else it is a shell.
 /// The command has this one's standard input, output and error, and its arguments arrive exactly as given here. The
 /// sandbox goes when this command does, however that ends.
 #[derive(Args, Debug)]
@@ -32,13 +33,20 @@ const END_TIMEOUT: Duration = Duration::from_secs(1);
 Examples:
   msb run -- uname -a
   echo hello | msb run --memory 1G -- sh -c 'wc -c; nproc'
-  msb run --disk data.img        a shell, with the disk as /dev/vda")]
+  msb run --disk data.img        a shell, with the disk as /dev/vda
+  msb run debian:12 -- cat /etc/os-release")]
 pub(super) struct RunArgs {
     #[command(flatten)]
     spec: SpecArgs,
     /// Give the command a terminal; a shell has one when standard input is one
     #[arg(long, short)]
     tty: bool,
+    /// User in the guest; default: the image's, else root
+    #[arg(long, short, value_name = "USER")]
+    user: Option<String>,
+    /// Program in the place of the image's entrypoint; empty for none
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<String>,
     /// Print when each phase was over as JSON on standard error, in microseconds
     #[arg(long)]
     timings: bool,
@@ -65,15 +73,15 @@ struct RunTimings {
 
 pub(super) fn run(args: RunArgs, context: &Context) -> Result<u8, CliError> {
     let what = format!("run {}", args.spec.label());
-    let command = (!args.command.is_empty()).then(|| quote::join(&args.command));
-    let tty = args.tty || (command.is_none() && output::is_terminal());
+    let (spec, authorized_keys) = args.spec.into_spec(context)?;
+    let tty = args.tty || (args.command.is_empty() && output::is_terminal());
+    let command = command(&spec, args.entrypoint, args.command);
     let session = Session {
-        user: "root".into(),
-        command,
+        user: args.user.unwrap_or_else(|| spec.default_user().to_owned()),
+        command: (!command.is_empty()).then(|| quote::join(&command)),
         tty,
         env: Vec::new(),
     };
-    let (spec, authorized_keys) = args.spec.into_spec();
     let has_data = spec.disks.iter().any(|disk| !disk.read_only);
     let mut timings = RunTimings {
         process_started_us: context.began_us,
@@ -118,6 +126,25 @@ pub(super) fn run(args: RunArgs, context: &Context) -> Result<u8, CliError> {
         eprintln!("{json}");
     }
     result
+}
+
+/// The image's entrypoint or the one in its place, and behind it what was given or, with the image's own entrypoint, the
+/// image's command.
+fn command(spec: &SandboxSpec, entrypoint: Option<String>, given: Vec<OsString>) -> Vec<OsString> {
+    let image = spec
+        .image
+        .as_ref()
+        .map(|image| image.config.clone())
+        .unwrap_or_default();
+    let (mut command, default) = match entrypoint {
+        Some(program) if program.is_empty() => (Vec::new(), Vec::new()),
+        Some(program) => (vec![program], Vec::new()),
+        None => (image.entrypoint, image.cmd),
+    };
+    if given.is_empty() {
+        command.extend(default);
+    }
+    command.into_iter().map(OsString::from).chain(given).collect()
 }
 
 async fn in_started(

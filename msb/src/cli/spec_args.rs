@@ -4,13 +4,17 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use msb_image::registry::RegistryOptions;
 use msb_protocol::identity::SshFeatures;
 
-use crate::SandboxSpec;
+use super::error::{CliError, cannot};
+use super::{Context, image};
+use crate::images::{ImageError, ImageName};
 use crate::jail::Isolation;
-use crate::sandbox::spec::{CpuLimit, Disk, Memory};
+use crate::sandbox::spec::{CpuLimit, DEFAULT_DISK_SIZE, Disk, Memory, SandboxImage};
 use crate::store::names::Name;
+use crate::{Sandbox, SandboxSpec};
 
 /// Options of `run` and `create`.
 #[derive(Args, Clone, Debug)]
@@ -24,6 +28,9 @@ pub(super) struct SpecArgs {
     /// Memory, such as 512M or 2G
     #[arg(long, short, value_name = "SIZE", default_value = "256M")]
     memory: Memory,
+    /// What a sandbox of an image may write, such as 500M or 20G; the host's disk has only what is written
+    #[arg(long, value_name = "SIZE", default_value_t = DEFAULT_DISK_SIZE)]
+    disk_size: Memory,
     /// Disk image or block device of the host, the guest's /dev/vda and so on; ':ro' makes it read-only
     #[arg(long, value_name = "FILE[:ro]")]
     disk: Vec<Disk>,
@@ -63,17 +70,25 @@ pub(super) struct SpecArgs {
     /// Let nobody in by a key that the guest itself has in an authorized_keys file
     #[arg(long)]
     no_own_keys: bool,
+    /// Whether to get an image that is not here from its registry
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
+    pull: Pull,
+    /// Image whose files are the guest's: a name or the beginning of an id; without one, the built-in image
+    #[arg(value_name = "IMAGE")]
+    image: Option<String>,
 }
 
 impl SpecArgs {
     /// The specification, and the files of public keys.
-    pub(super) fn into_spec(self) -> (SandboxSpec, Vec<PathBuf>) {
+    pub(super) fn into_spec(self, context: &Context) -> Result<(SandboxSpec, Vec<PathBuf>), CliError> {
         let spec = SandboxSpec {
             name: self.name,
             cpus: self.cpus,
             memory: self.memory,
             kernel: self.kernel,
             cmdline: self.cmdline,
+            image: self.image.map(|name| image(&name, self.pull, context)).transpose()?,
+            disk_size: self.disk_size,
             disks: self.disk,
             env: self.env.into_iter().map(|EnvVar { key, value }| (key, value)).collect(),
             labels: self
@@ -91,7 +106,7 @@ impl SpecArgs {
                 own_keys: !self.no_own_keys,
             },
         };
-        (spec, self.authorized_key)
+        Ok((spec, self.authorized_key))
     }
 
     /// What the user will know the sandbox by before it has an id.
@@ -100,6 +115,29 @@ impl SpecArgs {
             .as_ref()
             .map_or_else(|| "a sandbox".into(), |name| format!("sandbox {name}"))
     }
+}
+
+/// When an image is asked of its registry.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub(super) enum Pull {
+    /// When it is not here.
+    #[default]
+    Missing,
+    /// Never.
+    Never,
+}
+
+/// The image `name`, from its registry if that must be.
+fn image(name: &str, pull: Pull, context: &Context) -> Result<SandboxImage, CliError> {
+    let find = || SandboxImage::find(&context.store.images(), name);
+    let found = match (find(), name.parse::<ImageName>()) {
+        (Err(ImageError::Unknown(_)), Ok(remote)) if pull == Pull::Missing => {
+            image::pull::pull(context, &remote, RegistryOptions::default(), false)?;
+            find()
+        }
+        (found, _) => found,
+    };
+    found.map_err(cannot(format!("use the image {name}")))
 }
 
 /// How long to wait for a guest.
@@ -119,9 +157,17 @@ impl BootTimeout {
 /// Who to be in a guest.
 #[derive(Args, Clone, Debug)]
 pub(super) struct LoginUser {
-    /// User in the guest
-    #[arg(long, short, value_name = "USER", default_value = "root")]
-    pub(super) user: String,
+    /// User in the guest; default: the image's, else root
+    #[arg(long, short, value_name = "USER")]
+    user: Option<String>,
+}
+
+impl LoginUser {
+    /// The user in this sandbox.
+    pub(super) fn of(&self, sandbox: &Sandbox) -> String {
+        let user = self.user.clone();
+        user.unwrap_or_else(|| sandbox.config().spec.default_user().to_owned())
+    }
 }
 
 /// One `KEY=VALUE`.

@@ -45,7 +45,7 @@ pub(super) fn run(args: &SshArgs, context: &Context) -> Result<u8, CliError> {
     session::in_running(
         &sandbox,
         &Session {
-            user: args.login.user.clone(),
+            user: args.login.of(&sandbox),
             command,
             tty,
             env: Vec::new(),

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::Sandbox;
 use crate::jail::Isolation;
 use crate::sandbox::records::{ExitReason, RunRecord, VmProcess};
-use crate::sandbox::spec::{CpuLimit, Disk, Memory};
+use crate::sandbox::spec::{CpuLimit, Disk, Memory, SandboxImage};
 use crate::sandbox::state::State;
 use crate::store::StoreError;
 use crate::store::files;
@@ -47,6 +47,10 @@ pub(super) struct SandboxView {
     pub(super) memory_mib: u32,
     pub(super) kernel: Option<PathBuf>,
     pub(super) cmdline: String,
+    /// What it was made from.
+    pub(super) image: Option<SandboxImage>,
+    /// How much it may write in addition to its image.
+    pub(super) disk_size_mib: Option<u32>,
     pub(super) disks: Vec<Disk>,
     pub(super) env: BTreeMap<String, String>,
     pub(super) labels: BTreeMap<String, String>,
@@ -96,6 +100,8 @@ impl SandboxView {
             memory_mib: spec.memory.mib,
             kernel: spec.kernel,
             cmdline: spec.cmdline,
+            disk_size_mib: spec.image.as_ref().map(|_| spec.disk_size.mib),
+            image: spec.image,
             disks: spec.disks,
             env: spec.env,
             labels: spec.labels,

@@ -9,6 +9,7 @@ use msb_ssh::keys::{KeyError, KeyPair};
 use super::Sandbox;
 use super::config::Config;
 use super::spec::{SandboxSpec, SpecError};
+use crate::images::ImageError;
 use crate::store::files::{self, FileError};
 use crate::store::lock::RunLock;
 use crate::store::names::SandboxId;
@@ -23,6 +24,9 @@ pub enum CreateError {
     /// The store does not take it.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Its image is gone.
+    #[error(transparent)]
+    Image(#[from] ImageError),
     /// A key could not be made or read.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -71,6 +75,10 @@ impl Sandbox {
     ) -> Result<(Self, Option<RunLock>), CreateError> {
         let spec = spec.validated()?;
         let keys = accepted_keys(store, authorized_keys)?;
+        // The image cannot be removed before the store knows of its sandbox.
+        let images = store.images();
+        let image = spec.image.as_ref();
+        let _pinned = image.map(|image| images.pin(&image.id)).transpose()?;
         loop {
             let config = Config {
                 id: SandboxId::random().map_err(CreateError::Random)?,

@@ -5,15 +5,24 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use msb_image::config::RunConfig;
+use msb_image::digest::Digest;
 use msb_protocol::identity::SshFeatures;
 use serde::{Deserialize, Serialize};
 
+use crate::images::{ImageError, Images};
 use crate::jail::Isolation;
 use crate::jail::cgroup::Limits;
 use crate::store::names::Name;
 
 /// The least memory a guest starts with: the kernel, the unpacked image and one session.
 pub const MIN_MEMORY_MIB: u32 = 64;
+
+/// The least disk a sandbox of an image has: ext4 with its journal.
+pub const MIN_DISK_MIB: u32 = 16;
+
+/// What a sandbox of an image may write when nothing else is said. The host's disk has only what is written.
+pub const DEFAULT_DISK_SIZE: Memory = Memory { mib: 10 * 1024 };
 
 /// The most virtual CPUs a guest may have.
 pub const MAX_CPUS: u8 = 32;
@@ -41,6 +50,12 @@ pub struct SandboxSpec {
     /// What to add to the kernel's command line.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub cmdline: String,
+    /// The image whose files are the guest's; without one, those of the built-in image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<SandboxImage>,
+    /// How much a sandbox of an image may write in addition to it.
+    #[serde(default = "default_disk_size", skip_serializing_if = "is_default_disk_size")]
+    pub disk_size: Memory,
     /// Disks, in the order of the guest's `/dev/vda`, `/dev/vdb` and so on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<Disk>,
@@ -72,6 +87,8 @@ impl Default for SandboxSpec {
             memory: Memory { mib: 256 },
             kernel: None,
             cmdline: String::new(),
+            image: None,
+            disk_size: DEFAULT_DISK_SIZE,
             disks: Vec::new(),
             env: BTreeMap::new(),
             labels: BTreeMap::new(),
@@ -81,6 +98,42 @@ impl Default for SandboxSpec {
             ssh: SshFeatures::default(),
         }
     }
+}
+
+/// An image as a sandbox has it: names move on, this does not.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct SandboxImage {
+    /// What it was called when the sandbox was made.
+    pub name: String,
+    /// Which it is.
+    pub id: Digest,
+    /// What it says of how to run it.
+    #[serde(default)]
+    pub config: RunConfig,
+}
+
+impl SandboxImage {
+    /// The image `reference` of the store, as it is now.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn find(images: &Images, reference: &str) -> Result<Self, ImageError> {
+        let record = images.find(reference)?;
+        Ok(Self {
+            name: reference.to_owned(),
+            id: record.id,
+            config: record.config,
+        })
+    }
+}
+
+fn default_disk_size() -> Memory {
+    DEFAULT_DISK_SIZE
+}
+
+fn is_default_disk_size(size: &Memory) -> bool {
+    *size == DEFAULT_DISK_SIZE
 }
 
 /// Why a sandbox cannot be as asked.
@@ -100,6 +153,9 @@ pub enum SpecError {
         /// What the host has.
         host: Memory,
     },
+    /// Too little for a file system.
+    #[error("a disk of {0} is too small for a file system; give at least {MIN_DISK_MIB}M")]
+    DiskTooSmall(Memory),
     /// A file to be used is not there.
     #[error("cannot use the {what} {}", path.display())]
     File {
@@ -125,7 +181,9 @@ impl SandboxSpec {
     /// What its VM may use of the host.
     pub fn limits(&self) -> Limits {
         let cpus = u32::from(self.cpus);
-        let disks = u32::try_from(self.disks.len()).unwrap_or(u32::MAX);
+        // Below an image's sandbox are the image and what is written on top of it.
+        let disks = self.disks.len() + if self.image.is_some() { 2 } else { 0 };
+        let disks = u32::try_from(disks).unwrap_or(u32::MAX);
         Limits {
             memory_mib: self
                 .memory
@@ -141,6 +199,12 @@ impl SandboxSpec {
     /// Whether limits were asked for, beyond those that every sandbox has where its host can.
     pub fn asks_for_limits(&self) -> bool {
         self.cpu_limit.is_some() || self.io_limit.is_some()
+    }
+
+    /// Who runs commands when nobody else is named.
+    pub fn default_user(&self) -> &str {
+        let image = self.image.as_ref().map(|image| image.config.user.as_str());
+        image.filter(|user| !user.is_empty()).unwrap_or("root")
     }
 
     /// Checks what can be checked before anything is made, and makes the paths absolute.
@@ -163,6 +227,9 @@ impl SandboxSpec {
         }
         if self.io_limit.is_some_and(|limit| limit.mib == 0) {
             return Err(SpecError::NoIo);
+        }
+        if self.disk_size.mib < MIN_DISK_MIB {
+            return Err(SpecError::DiskTooSmall(self.disk_size));
         }
         if self.cmdline.contains(|c: char| c.is_control()) {
             return Err(SpecError::Cmdline(self.cmdline));

@@ -144,6 +144,22 @@ pub fn remove_dir_optional(path: &Path) -> Result<(), FileError> {
         .map_err(FileError::io("remove", path))
 }
 
+/// The names in a directory, which may be absent; those that are not UTF-8 are none of msb's.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn list(dir: &Path) -> Result<Vec<String>, FileError> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        result => result.map_err(FileError::io("read", dir))?,
+    };
+    let names = entries.map(|entry| Ok(entry?.file_name().into_string().ok()));
+    let names = names
+        .collect::<io::Result<Vec<_>>>()
+        .map_err(FileError::io("read", dir))?;
+    Ok(names.into_iter().flatten().collect())
+}
+
 /// Waits until a file or directory is on the disk.
 ///
 /// # Errors
@@ -152,6 +168,17 @@ pub fn sync(path: &Path) -> Result<(), FileError> {
     File::open(path)
         .and_then(|file| file.sync_all())
         .map_err(FileError::io("write to the disk", path))
+}
+
+/// Makes a new file of `size` bytes that takes no room yet and that only its owner can read.
+///
+/// # Errors
+/// When it exists or cannot be made.
+pub fn create_sparse(path: &Path, size: u64) -> Result<(), FileError> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600);
+    let created = options.open(path).and_then(|file| file.set_len(size));
+    created.map_err(FileError::io("create", path))
 }
 
 /// Opens a new or empty log that only its owner can read.

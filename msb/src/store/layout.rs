@@ -218,6 +218,11 @@ impl SandboxDir {
         self.0.join("vmm.log")
     }
 
+    /// What a sandbox of an image has written, as a disk: a file that is mostly holes.
+    pub fn writable(&self) -> PathBuf {
+        self.0.join("writable.img")
+    }
+
     /// The lock of the VMM process.
     pub fn lock(&self) -> PathBuf {
         self.0.join("lock")

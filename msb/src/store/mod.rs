@@ -14,7 +14,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::PathBuf;
 
-use files::FileError;
+use files::{FileError, list};
 use layout::{Layout, MAX_SOCKET_PATH};
 use lock::RunLock;
 use msb_ssh::keys::{KeyError, KeyPair};
@@ -184,6 +184,10 @@ impl Store {
             format!("{}\n", new.host_key.public_line()).as_bytes(),
         )?;
         files::write_private(&dir.authorized_keys(), new.authorized_keys)?;
+        if new.config.spec.image.is_some() {
+            let size = u64::from(new.config.spec.disk_size.mib) << 20;
+            files::create_sparse(&dir.writable(), size)?;
+        }
         files::write_private(&dir.lock(), b"")?;
         let run_lock = if transient {
             // There is nothing to write, so that it is whole at once.
@@ -255,6 +259,9 @@ impl Store {
         let dir = self.layout.sandbox(id);
         for file in [dir.config(), dir.host_key(), dir.host_key_pub(), dir.authorized_keys()] {
             files::sync(&file)?;
+        }
+        if dir.writable().exists() {
+            files::sync(&dir.writable())?;
         }
         files::sync(dir.path())?;
         Ok(files::sync(&self.layout.sandboxes())?)
@@ -336,19 +343,6 @@ impl Store {
             _ => Ok(()),
         }
     }
-}
-
-/// The names in a directory, which may be absent; those that are not UTF-8 are none of msb's.
-fn list(dir: &std::path::Path) -> Result<Vec<String>, FileError> {
-    let entries = match std::fs::read_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        result => result.map_err(FileError::io("read", dir))?,
-    };
-    let names = entries.map(|entry| Ok(entry?.file_name().into_string().ok()));
-    let names = names
-        .collect::<io::Result<Vec<_>>>()
-        .map_err(FileError::io("read", dir))?;
-    Ok(names.into_iter().flatten().collect())
 }
 
 #[cfg(test)]

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use msb_ssh::known_hosts;
 
 use super::files;
+use super::files::list;
 use super::names::{Name, SandboxId};
-use super::{Store, StoreError, StoreLock, list};
+use super::{Store, StoreError, StoreLock};
 use crate::jail::cgroup;
 use crate::sandbox::config::Config;
 

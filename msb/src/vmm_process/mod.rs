@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use jiff::Timestamp;
-use msb_protocol::identity::GuestConfig;
+use msb_protocol::identity::{GuestConfig, ImageRoot};
 
 use args::{Lifetime, VmmArgs};
 use console::ConsolePump;
@@ -154,10 +154,15 @@ impl Run {
         let path = dir.console_log();
         let (mut console, sink) =
             ConsolePump::new(path.clone()).map_err(|source| SetUpError::Console { path, source })?;
+        let image = sandbox.config().spec.image.as_ref();
+        let image = image.map(|image| (self.store.images().erofs(&image.id), dir.writable()));
         let vm_files = vm::VmFiles {
             kernel: &self.args.kernel,
             initramfs: &self.args.initramfs,
             tools: &self.args.tools,
+            root: image
+                .as_ref()
+                .map(|(image, writable)| (image.as_path(), writable.as_path())),
             vsock: &layout.vsock(self.id()),
         };
         let plan = Plan {
@@ -222,11 +227,19 @@ impl Run {
     fn identity(&self, sandbox: &Sandbox) -> Result<Vec<u8>, SetUpError> {
         let read = |path: PathBuf| files::read_optional(&path)?.ok_or(SetUpError::Absent(path));
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let spec = &sandbox.config().spec;
+        let image = spec.image.as_ref().map(|image| &image.config);
+        let mut environment = image.map(|image| image.env.clone()).unwrap_or_default();
+        environment.extend(spec.env.clone());
         let config = GuestConfig {
             hostname: sandbox.label().to_owned(),
-            environment: sandbox.config().spec.env.clone(),
+            environment,
             realtime: (now.as_secs(), now.subsec_nanos()),
-            ssh: sandbox.config().spec.ssh,
+            ssh: spec.ssh,
+            image: image.map(|image| ImageRoot {
+                user: image.user.clone(),
+                working_dir: image.working_dir.clone(),
+            }),
         };
         let (host_key, authorized_keys) = (read(self.dir().host_key())?, read(self.dir().authorized_keys())?);
         let identity = Identity {

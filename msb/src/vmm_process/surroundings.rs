@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, chown, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::outcome::VmEnd;
 use crate::jail::cgroup::{self, Cgroup, CgroupError};
@@ -55,7 +55,8 @@ pub(super) fn prepare(store: &Store, id: &SandboxId, spec: &SandboxSpec) -> Resu
         give(&sockets, user)?;
     }
     let disks = spec.disks.iter().filter(|disk| !disk.read_only);
-    let largest = disks.map(|disk| size_of(&disk.path)).max().unwrap_or(0);
+    let disks = disks.map(|disk| disk.path.clone()).chain(writable(store, id, spec));
+    let largest = disks.map(|disk| size_of(&disk)).max().unwrap_or(0);
     Ok(Surroundings {
         confinement: Confinement {
             reachable: sockets,
@@ -72,8 +73,15 @@ fn make_cgroup(store: &Store, id: &SandboxId, spec: &SandboxSpec) -> Result<Cgro
     let place = cgroup::place(id.as_str())?;
     let link = store.layout().cgroup(id);
     symlink(&place, &link).map_err(FileError::io("create", &link))?;
-    let disks: Vec<&Path> = spec.disks.iter().map(|disk| disk.path.as_path()).collect();
+    let writable = writable(store, id, spec);
+    let disks = spec.disks.iter().map(|disk| disk.path.as_path());
+    let disks: Vec<&Path> = disks.chain(writable.as_deref()).collect();
     Ok(Cgroup::create(&place, &spec.limits(), &disks)?)
+}
+
+/// What a sandbox of an image writes to.
+fn writable(store: &Store, id: &SandboxId, spec: &SandboxSpec) -> Option<PathBuf> {
+    spec.image.as_ref().map(|_| store.layout().sandbox(id).writable())
 }
 
 /// Of a file; devices do not grow, and what is absent the VM will tell.

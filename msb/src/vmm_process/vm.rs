@@ -4,7 +4,7 @@ use std::path::Path;
 
 use msb_vmm::{Console, DiskConfig, Initramfs, Vm, VmConfig, VmExit, VsockConfig};
 
-use msb_protocol::identity::TOOLS_SERIAL;
+use msb_protocol::identity::{IMAGE_SERIAL, TOOLS_SERIAL, WRITABLE_SERIAL};
 
 use super::outcome::VmEnd;
 use crate::sandbox::spec::SandboxSpec;
@@ -21,6 +21,8 @@ pub(super) struct VmFiles<'a> {
     pub(super) initramfs: &'a Path,
     /// Disk with the image's tools.
     pub(super) tools: &'a Path,
+    /// The image's file system and what is written on top of it.
+    pub(super) root: Option<(&'a Path, &'a Path)>,
     /// The vsock device's socket.
     pub(super) vsock: &'a Path,
 }
@@ -38,6 +40,20 @@ pub(super) fn config(spec: &SandboxSpec, files: VmFiles<'_>, identity: Vec<u8>, 
         read_only: true,
         serial: TOOLS_SERIAL.into(),
     };
+    let root = files.root.map(|(image, writable)| {
+        let image = DiskConfig {
+            path: image.into(),
+            read_only: true,
+            serial: IMAGE_SERIAL.into(),
+        };
+        let writable = DiskConfig {
+            path: writable.into(),
+            read_only: false,
+            serial: WRITABLE_SERIAL.into(),
+        };
+        [image, writable]
+    });
+    let own = root.into_iter().flatten().chain([tools]);
     VmConfig {
         vcpus: spec.cpus,
         memory_mib: spec.memory.mib,
@@ -46,7 +62,7 @@ pub(super) fn config(spec: &SandboxSpec, files: VmFiles<'_>, identity: Vec<u8>, 
         cmdline: spec.cmdline.clone(),
         console,
         vsock: Some(VsockConfig::new(GUEST_CID, files.vsock)),
-        disks: spec.disks.iter().map(disk).chain([tools]).collect(),
+        disks: spec.disks.iter().map(disk).chain(own).collect(),
     }
 }
 

@@ -1,0 +1,318 @@
+//! Images from every source, good and bad, by the command, without a guest.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use msb_image::digest::Digest;
+use serde_json::{Value, json};
+
+struct Machine {
+    dir: tempfile::TempDir,
+}
+
+impl Machine {
+    fn new() -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_msb"));
+        command.args(arguments).env_clear().stdin(Stdio::null());
+        command
+            .env("MSB_HOME", self.path("home"))
+            .env("MSB_RUNTIME_DIR", self.path("run"))
+            .env("HOME", self.dir.path())
+            .env("PATH", "/usr/bin:/bin");
+        command
+    }
+
+    fn msb(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// What it prints, when it must succeed.
+    fn text(&self, arguments: &[&str]) -> String {
+        text_of(&self.msb(arguments))
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        serde_json::from_str(&self.text(arguments)).unwrap()
+    }
+
+    /// The line on standard error of what must be refused, and that nothing of it is left.
+    fn refused(&self, arguments: &[&str]) -> String {
+        let before = self.entries();
+        let output = self.msb(arguments);
+        assert_eq!(output.status.code(), Some(125), "{output:?}");
+        assert!(output.stdout.is_empty(), "{output:?}");
+        assert_eq!(self.entries(), before, "something was left behind");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    fn write(&self, name: &str, contents: &[u8]) -> String {
+        let path = self.path(name);
+        std::fs::write(&path, contents).unwrap();
+        path.into_os_string().into_string().unwrap()
+    }
+
+    /// What lies in the store of images but for its lock.
+    fn entries(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.path("home/images")).into_iter().flatten();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.retain(|name| name != "lock");
+        names.sort();
+        names
+    }
+}
+
+fn text_of(output: &Output) -> String {
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout.clone()).unwrap().trim().to_owned()
+}
+
+fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (name, contents) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(contents.len() as u64);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, name, *contents).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+/// What `docker save` writes for one image.
+fn docker_archive(name: &str, layers: &[Vec<u8>]) -> Vec<u8> {
+    let diff_ids: Vec<String> = layers.iter().map(|layer| Digest::of(layer).to_string()).collect();
+    let config = json!({
+        "architecture": "amd64", "os": "linux",
+        "config": { "Env": ["A=b"], "Cmd": ["/run"], "User": "7" },
+        "rootfs": { "type": "layers", "diff_ids": diff_ids },
+    });
+    let names: Vec<String> = (0..layers.len()).map(|layer| format!("{layer}/layer.tar")).collect();
+    let manifest = json!([{ "Config": "config.json", "RepoTags": [name], "Layers": names }]);
+    let (config, manifest) = (config.to_string(), manifest.to_string());
+    let mut files: Vec<(&str, &[u8])> = vec![
+        ("manifest.json", manifest.as_bytes()),
+        ("config.json", config.as_bytes()),
+    ];
+    files.extend(names.iter().map(String::as_str).zip(layers.iter().map(Vec::as_slice)));
+    tar_of(&files)
+}
+
+fn assert_sound(machine: &Machine, id: &str) {
+    let entry = machine
+        .entries()
+        .into_iter()
+        .find(|entry| entry.starts_with(id))
+        .unwrap();
+    let erofs = machine.path("home/images").join(entry).join("image.erofs");
+    let checked = Command::new("fsck.erofs").arg(erofs).output().unwrap();
+    assert!(checked.status.success(), "{checked:?}");
+}
+
+#[test]
+fn an_archive_of_docker_is_imported_named_listed_and_removed() {
+    let machine = Machine::new();
+    let layers = [tar_of(&[("a", b"1"), ("b", b"2")]), tar_of(&[(".wh.a", b"")])];
+    let path = machine.write("app.tar", &docker_archive("app:1", &layers));
+    let id = machine.text(&["image", "import", &path]);
+    assert_sound(&machine, &id);
+    let inspected = machine.json(&["image", "inspect", "app:1"]);
+    assert_eq!(inspected["names"], json!(["app:1"]));
+    assert_eq!(
+        inspected["config"],
+        json!({ "env": { "A": "b" }, "user": "7", "cmd": ["/run"] })
+    );
+    assert!(inspected["disk_usage"].as_u64() > Some(0));
+    // The same again is the same image.
+    assert_eq!(machine.text(&["image", "import", &path, "other:2"]), id);
+    assert_eq!(machine.json(&["image", "ls", "--json"]).as_array().unwrap().len(), 1);
+    assert_eq!(machine.text(&["image", "rm", "other:2"]), "untagged other:2");
+    let sandbox = machine.text(&["create", "--no-start", "--name", "box", "app:1"]);
+    assert_eq!(machine.json(&["inspect", "box"])["image"]["name"], "app:1");
+    let error = machine.refused(&["image", "rm", "app:1"]);
+    assert!(error.contains("used by box"), "{error}");
+    machine.text(&["image", "prune", "--all"]);
+    machine.text(&["rm", &sandbox]);
+    assert!(machine.text(&["image", "rm", &id[..6]]).starts_with("removed sha256:"));
+    assert_eq!(machine.entries(), ["refs.json"]);
+}
+
+#[test]
+fn a_directory_and_a_tar_of_it_are_imported_as_they_are() {
+    let machine = Machine::new();
+    let root = machine.path("root");
+    std::fs::create_dir_all(root.join("etc")).unwrap();
+    std::fs::write(root.join("etc/.wh.name"), "a name like another").unwrap();
+    let id = machine.text(&["image", "import", root.to_str().unwrap(), "dir:1"]);
+    assert_sound(&machine, &id);
+    let packed = Command::new("tar")
+        .arg("-C")
+        .arg(&root)
+        .args(["-czf", "-", "."])
+        .output()
+        .unwrap();
+    let mut import = machine.command(&["image", "import", "-", "tar:1"]);
+    let mut import = import.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    import.stdin.take().unwrap().write_all(&packed.stdout).unwrap();
+    let id = text_of(&import.wait_with_output().unwrap());
+    assert_sound(&machine, &id);
+    let listed = machine.text(&["image", "ls"]);
+    assert!(listed.contains("dir:1") && listed.contains("tar:1"), "{listed}");
+}
+
+#[test]
+fn what_is_bad_is_refused_with_its_reason_and_leaves_nothing() {
+    let machine = Machine::new();
+    let layer = tar_of(&[("a", &[7; 5000])]);
+    let good = docker_archive("app:1", std::slice::from_ref(&layer));
+    let mut damaged = good.clone();
+    let at = damaged.windows(5000).position(|window| window == [7; 5000]).unwrap();
+    damaged[at] = 8;
+    let mut climbing = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.as_gnu_mut().unwrap().name[..11].copy_from_slice(b"../../etc/x");
+    header.set_mode(0o644);
+    header.set_size(0);
+    header.set_cksum();
+    climbing.append(&header, std::io::empty()).unwrap();
+    let climbing = climbing.into_inner().unwrap();
+    for (name, contents, reason) in [
+        ("damaged", damaged.as_slice(), "layer 1 is damaged"),
+        ("cut", &good[..good.len() - 4000], "truncated"),
+        ("climbing", &climbing, "'..'"),
+        (
+            "text",
+            b"no archive, but longer than one block of one: ".repeat(20).as_slice(),
+            "no tar archive",
+        ),
+        ("empty", b"", "truncated"),
+        ("xz", b"\xfd7zXZ\0....", "xz"),
+    ] {
+        let path = machine.write(name, contents);
+        let error = machine.refused(&["image", "import", &path, "bad:1"]);
+        assert!(error.contains(reason) && error.contains(&path), "{name}: {error}");
+    }
+    let error = machine.refused(&["image", "import", "/nonexistent"]);
+    assert!(error.contains("/nonexistent"), "{error}");
+    let error = machine.refused(&["create", "--no-start", "--pull", "never", "nothing:1"]);
+    assert!(error.contains("msb image"), "{error}");
+}
+
+#[test]
+fn a_killed_import_is_swept_and_two_of_one_name_both_succeed() {
+    let machine = Machine::new();
+    let mut killed = machine.command(&["image", "import", "-", "x:1"]);
+    let mut killed = killed.stdin(Stdio::piped()).spawn().unwrap();
+    while machine.entries().is_empty() {
+        std::thread::yield_now();
+    }
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    let path = machine.write("a.tar", &tar_of(&[("a", b"1")]));
+    let other = machine.write("b.tar", &tar_of(&[("b", b"1")]));
+    let imports = [&path, &other, &path].map(|path| {
+        let mut import = machine.command(&["image", "import", path, "x:1"]);
+        import.stdout(Stdio::piped()).spawn().unwrap()
+    });
+    let ids = imports.map(|import| text_of(&import.wait_with_output().unwrap()));
+    assert_eq!(ids[0], ids[2]);
+    let named = machine.json(&["image", "inspect", "x:1"])["id"].as_str().unwrap()[7..19].to_owned();
+    assert!(ids.contains(&named));
+    let entries = machine.entries();
+    assert!(entries.iter().all(|entry| !entry.starts_with('.')), "{entries:?}");
+}
+
+/// Debian's registry on a port of its own.
+struct Registry {
+    process: Child,
+    address: String,
+}
+
+impl Registry {
+    fn start(machine: &Machine) -> Self {
+        let address = {
+            let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            free.local_addr().unwrap().to_string()
+        };
+        let storage = machine.path("registry");
+        let config = format!(
+            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n",
+            storage.display()
+        );
+        let config = machine.write("registry.yml", config.as_bytes());
+        let mut command = Command::new("docker-registry");
+        command
+            .args(["serve", &config])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut process = command
+            .spawn()
+            .expect("docker-registry is installed: scripts/test as root does it");
+        let log = std::io::BufReader::new(process.stderr.take().unwrap());
+        let mut lines = std::io::BufRead::lines(log);
+        let listening = lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("listening on")));
+        assert!(listening.is_some(), "the registry ended");
+        // What it says must go somewhere as long as it lives.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { process, address }
+    }
+
+    fn push(&self, archive: &Path, name: &str) {
+        let mut command = Command::new("skopeo");
+        command.args(["copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false"]);
+        command.arg(format!("docker-archive:{}", archive.display()));
+        let pushed = command.arg(format!("docker://{}/{name}", self.address)).output();
+        let pushed = pushed.expect("skopeo is installed: scripts/test as root does it");
+        assert!(pushed.status.success(), "{pushed:?}");
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn an_image_comes_from_debians_registry_as_it_was_pushed_by_skopeo() {
+    let machine = Machine::new();
+    let registry = Registry::start(&machine);
+    let shared = tar_of(&[("shared", &[1; 100_000])]);
+    for (name, own) in [("one", "1"), ("two", "2")] {
+        let layers = [shared.clone(), tar_of(&[(own, own.as_bytes())])];
+        let archive = machine.write(name, &docker_archive("local:1", &layers));
+        registry.push(Path::new(&archive), &format!("team/{name}:v1"));
+    }
+    let name = format!("{}/team/one:v1", registry.address);
+    let id = machine.text(&["image", "pull", &name]);
+    assert_sound(&machine, &id);
+    let inspected = machine.json(&["image", "inspect", &name]);
+    assert_eq!(inspected["config"]["cmd"], json!(["/run"]));
+    // A layer that is here is not asked for again, and one that is damaged here is mended.
+    let blobs = || std::fs::read_dir(machine.path("home/images/blobs")).unwrap().flatten();
+    let largest = blobs().max_by_key(|blob| blob.metadata().unwrap().len()).unwrap();
+    let before = std::fs::metadata(largest.path()).unwrap().modified().unwrap();
+    machine.text(&["image", "pull", &format!("{}/team/two:v1", registry.address)]);
+    assert_eq!(std::fs::metadata(largest.path()).unwrap().modified().unwrap(), before);
+    assert_eq!(blobs().count(), 3);
+    let error = machine.refused(&["image", "pull", &format!("{}/team/three:v1", registry.address)]);
+    assert!(error.contains("has no image"), "{error}");
+    machine.text(&["image", "rm", &id]);
+    let path = largest.path();
+    std::fs::write(&path, vec![0; 10]).unwrap();
+    machine.text(&["create", "--no-start", &name]);
+    assert!(machine.text(&["image", "prune", "--all"]).contains("free again"));
+    assert_eq!(blobs().count(), 0);
+}
