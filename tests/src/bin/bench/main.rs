@@ -5,6 +5,7 @@
 mod boot;
 mod counts;
 mod figure;
+mod images;
 mod jail;
 mod ssh;
 mod tracing;
@@ -22,6 +23,8 @@ struct Options {
     json: Option<String>,
     samples: usize,
     ssh: ssh::Options,
+    /// An archive of the root file system that `images` imports.
+    rootfs: Option<std::path::PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         figures.extend(match name.as_str() {
             "boot" => boot::measure(options.samples),
             "counts" => counts::measure(options.samples),
+            "images" => images::measure(options.samples, options.rootfs.as_deref().unwrap_or("".as_ref())),
             "jail" => jail::measure(options.samples),
             "ssh-servers" => ssh::measure_servers(options.samples, &options.ssh),
             _ => ssh::measure(options.samples, &options.ssh),
@@ -60,6 +64,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
         json: None,
         samples: SAMPLES,
         ssh: ssh::Options::default(),
+        rootfs: None,
     };
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
@@ -68,13 +73,17 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
             "--bulk" => options.ssh.bulk_mib = number(&argument, arguments.next())?,
             "--files" => options.ssh.files = number(&argument, arguments.next())?,
             "--agent" => options.ssh.agent = Some(arguments.next().ok_or("--agent needs a FILE")?.into()),
-            "boot" | "counts" | "jail" | "ssh" | "ssh-servers" => options.names.push(argument),
+            "--rootfs" => options.rootfs = Some(arguments.next().ok_or("--rootfs needs a FILE")?.into()),
+            "boot" | "counts" | "images" | "jail" | "ssh" | "ssh-servers" => options.names.push(argument),
             other => {
                 return Err(format!(
-                    "there is no benchmark {other}: choose from boot, counts, jail, ssh and ssh-servers"
+                    "there is no benchmark {other}: choose from boot, counts, images, jail, ssh and ssh-servers"
                 ));
             }
         }
+    }
+    if options.names.iter().any(|name| name == "images") && options.rootfs.is_none() {
+        return Err("images needs --rootfs FILE, which scripts/bench makes".into());
     }
     if options.names.is_empty() {
         options.names = vec!["boot".into(), "counts".into(), "ssh".into()];
