@@ -6,14 +6,16 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use msb_agent::session::{self, Settings};
-use msb_agent::{console, exec, init, sftp};
+use msb_agent::{console, exec, init, processes, sftp};
 use msb_protocol::identity::SshFeatures;
 
 const USAGE: &str = "usage: msb-agent serve --stdio --host-key FILE --authorized-keys FILE
                 [--host-certificate FILE] [--no-port-forwarding] [--no-agent-forwarding] [--no-sftp]
                 [--no-own-keys] [--login-grace SECONDS]
+                [--processes DIRECTORY]
        msb-agent sftp-server
        msb-agent exec [COMMAND LINE]
+       msb-agent process-server DIRECTORY [--no-terminals]
        msb-agent --version
 As PID 1 of a guest, named init, it takes no arguments.";
 
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
         },
         ["sftp-server"] => sftp::run(),
         ["exec", line @ ..] if line.len() <= 1 => exec::run(std::env::args_os().nth(2).as_deref()),
+        ["process-server", directory, options @ ..] => processes::run(Path::new(directory), options),
         ["--version"] => {
             println!("msb-agent {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
 fn serve(options: &[&str]) -> Result<(), String> {
     let (mut stdio, mut host_key, mut authorized_keys) = (false, None, None);
     let (mut features, mut grace, mut host_certificate) = (SshFeatures::default(), None, None);
+    let mut processes = None;
     let mut options = options.iter();
     while let Some(option) = options.next() {
         match *option {
@@ -60,6 +64,7 @@ fn serve(options: &[&str]) -> Result<(), String> {
             "--no-agent-forwarding" => features.agent_forwarding = false,
             "--no-sftp" => features.sftp = false,
             "--no-own-keys" => features.own_keys = false,
+            "--processes" => processes = options.next().map(PathBuf::from),
             "--login-grace" => match options.next().and_then(|seconds| seconds.parse().ok()) {
                 Some(seconds) => grace = Some(Duration::from_secs(seconds)),
                 None => return Err(format!("serve: --login-grace takes a number of seconds\n{USAGE}")),
@@ -77,6 +82,9 @@ fn serve(options: &[&str]) -> Result<(), String> {
         .with_features(features);
     if let Some(grace) = grace {
         settings = settings.with_login_grace(grace);
+    }
+    if let Some(processes) = processes {
+        settings = settings.with_processes(processes);
     }
     session::serve_stdio(settings).map_err(|error| console::chain(&error))
 }

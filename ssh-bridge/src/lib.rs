@@ -3,11 +3,13 @@
 //! - [`vsock`] opens a byte stream to a port of the guest through the sandbox's Unix socket.
 //! - [`pump`], [`serve`] and [`fdpass`] hand that stream to an SSH client: by copying, or as a descriptor.
 //! - [`keys`], [`known_hosts`] and [`ssh_config`] let stock OpenSSH reach a sandbox by name, its host key pinned.
-//! - [`client`] is an SSH client of its own, for `msb` and for Rust programs; [`sftp`] are files over it.
+//! - [`client`] is an SSH client of its own, for `msb` and for Rust programs; [`sftp`] are files over it, [`process`] are
+//!   processes that outlive it.
 
 pub mod fdpass;
 pub mod keys;
 pub mod known_hosts;
+pub mod process;
 pub mod pump;
 pub mod serve;
 pub mod sftp;

@@ -130,7 +130,7 @@ impl SessionChannel {
         self.process = Some(Process {
             leader: child.id().and_then(|id| Pid::from_raw(id.cast_signed())),
             terminal: master.clone(),
-            chosen: login.options.command.is_none() && program != Program::Sftp,
+            chosen: login.options.command.is_none() && matches!(program, Program::Shell | Program::Command(_)),
         });
         let greeting = master
             .as_ref()
@@ -194,6 +194,7 @@ fn forced(program: Program, options: &Options) -> (Program, Option<Vec<u8>>) {
         Program::Shell => None,
         Program::Command(line) => Some(line),
         Program::Sftp => Some(b"internal-sftp".to_vec()),
+        Program::Processes(_) => Some(msb_protocol::process::SUBSYSTEM.into()),
     };
     if command == "internal-sftp" {
         return (Program::Sftp, original);

@@ -21,6 +21,7 @@ use super::transport::Outbound;
 use super::{SessionError, Settings, signals};
 use crate::console;
 use crate::net::Liveness;
+use crate::processes;
 
 /// The subsystem that transfers files.
 const SFTP: &str = "sftp";
@@ -86,6 +87,19 @@ impl Handler {
             }
             None => Ok(session.channel_failure(id)?),
         }
+    }
+
+    fn start_process_server(&self, id: ChannelId, session: &mut Session) -> Result<(), SessionError> {
+        let Some(login) = &self.login else {
+            return Ok(session.channel_failure(id)?);
+        };
+        let directory = &self.settings.processes;
+        if let Err(error) = processes::prepare(directory, login.user.uid, login.user.gid) {
+            console::log(&format!("cannot make {}: {error}", directory.display()));
+            return Ok(session.channel_failure(id)?);
+        }
+        let arguments = processes::server_arguments(directory, login.options.pty);
+        self.start(id, Program::Processes(arguments), session)
     }
 
     /// The login, if it may have this forwarded.
@@ -445,6 +459,7 @@ impl russh::server::Handler for Handler {
     ) -> Result<(), SessionError> {
         match name {
             SFTP if self.settings.features.sftp => self.start(id, Program::Sftp, session),
+            msb_protocol::process::SUBSYSTEM => self.start_process_server(id, session),
             SHUTDOWN => self.end_guest(id, session),
             _ => Ok(session.channel_failure(id)?),
         }

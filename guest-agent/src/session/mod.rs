@@ -62,6 +62,7 @@ pub struct Settings {
     features: SshFeatures,
     image: Option<Arc<ImageRoot>>,
     login_grace: Duration,
+    processes: PathBuf,
     end_guest: Option<fn()>,
 }
 
@@ -123,6 +124,7 @@ impl Settings {
             features: SshFeatures::default(),
             image: None,
             login_grace: LOGIN_GRACE,
+            processes: crate::processes::default_directory(),
             end_guest: None,
         })
     }
@@ -209,6 +211,13 @@ impl Settings {
     #[must_use]
     pub fn with_login_grace(mut self, grace: Duration) -> Self {
         self.login_grace = grace;
+        self
+    }
+
+    /// Has the keepers of processes (`msb_protocol::process`) found in another directory.
+    #[must_use]
+    pub fn with_processes(mut self, directory: PathBuf) -> Self {
+        self.processes = directory;
         self
     }
 

@@ -25,6 +25,8 @@ pub(super) enum Program {
     Command(Vec<u8>),
     /// The SFTP server, which is this binary.
     Sftp,
+    /// The process server, which is this binary, with these arguments.
+    Processes(Vec<OsString>),
 }
 
 /// What a program finds when it starts.
@@ -82,6 +84,7 @@ fn command_line(program: &Program, user: &User) -> std::process::Command {
             command
         }
         Program::Sftp => own_program(["sftp-server"]),
+        Program::Processes(arguments) => own_program(arguments),
     }
 }
 

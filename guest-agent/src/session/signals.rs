@@ -2,35 +2,7 @@
 
 use russh::Sig;
 
-/// Names beyond those of the RFC are the POSIX names, as other servers send them.
-const SIGNALS: [(&str, libc::c_int); 26] = [
-    ("ABRT", libc::SIGABRT),
-    ("ALRM", libc::SIGALRM),
-    ("FPE", libc::SIGFPE),
-    ("HUP", libc::SIGHUP),
-    ("ILL", libc::SIGILL),
-    ("INT", libc::SIGINT),
-    ("KILL", libc::SIGKILL),
-    ("PIPE", libc::SIGPIPE),
-    ("QUIT", libc::SIGQUIT),
-    ("SEGV", libc::SIGSEGV),
-    ("TERM", libc::SIGTERM),
-    ("USR1", libc::SIGUSR1),
-    ("USR2", libc::SIGUSR2),
-    ("BUS", libc::SIGBUS),
-    ("TRAP", libc::SIGTRAP),
-    ("SYS", libc::SIGSYS),
-    ("XCPU", libc::SIGXCPU),
-    ("XFSZ", libc::SIGXFSZ),
-    ("CONT", libc::SIGCONT),
-    ("STOP", libc::SIGSTOP),
-    ("TSTP", libc::SIGTSTP),
-    ("TTIN", libc::SIGTTIN),
-    ("TTOU", libc::SIGTTOU),
-    ("VTALRM", libc::SIGVTALRM),
-    ("PROF", libc::SIGPROF),
-    ("WINCH", libc::SIGWINCH),
-];
+use crate::signal_names;
 
 /// The name to report for a process that died of `signal`.
 pub(super) fn name(signal: libc::c_int) -> Sig {
@@ -47,12 +19,7 @@ pub(super) fn name(signal: libc::c_int) -> Sig {
         libc::SIGSEGV => Sig::SEGV,
         libc::SIGTERM => Sig::TERM,
         libc::SIGUSR1 => Sig::USR1,
-        other => Sig::Custom(
-            SIGNALS
-                .iter()
-                .find(|&&(_, number)| number == other)
-                .map_or_else(|| format!("RT{other}@msb"), |&(name, _)| name.into()),
-        ),
+        other => Sig::Custom(signal_names::name(other)),
     }
 }
 
@@ -73,10 +40,7 @@ pub(super) fn number(signal: &Sig) -> Option<libc::c_int> {
         Sig::USR1 => "USR1",
         Sig::Custom(name) => name.as_str(),
     };
-    SIGNALS
-        .iter()
-        .find(|&&(known, _)| known == name)
-        .map(|&(_, number)| number)
+    signal_names::number(name)
 }
 
 #[cfg(test)]
@@ -85,7 +49,7 @@ mod tests {
 
     #[test]
     fn every_signal_has_a_name_that_means_it() {
-        for (_, signal) in SIGNALS {
+        for (_, signal) in signal_names::SIGNALS {
             assert_eq!(number(&name(signal)), Some(signal));
         }
     }

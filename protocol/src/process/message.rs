@@ -18,7 +18,7 @@ pub enum Request {
     List,
     /// Input for the process.
     Input(Vec<u8>),
-    /// No more input follows, from any client. A terminal has no end of input.
+    /// No more input follows, from any client. Answered with [`Reply::Done`]; a terminal has no end of input.
     EndInput,
     /// The terminal has a new size, in characters. Answered with [`Reply::Done`].
     Resize {
@@ -31,6 +31,8 @@ pub enum Request {
     Signal(String),
     /// The client takes so many more bytes of output.
     Credit(u32),
+    /// The client knows how the process ended. Until one does, the end is remembered for a while.
+    Seen,
 }
 
 /// What the guest says.
@@ -49,6 +51,10 @@ pub enum Reply {
         position: u64,
         /// How many of the bytes asked for are no longer there.
         lost: u64,
+        /// Whether it has a terminal.
+        terminal: bool,
+        /// Whether it takes input. What is sent to one that does not is dropped.
+        input: bool,
     },
     /// A piece of standard output, or of what a terminal shows.
     Stdout(Vec<u8>),
@@ -56,7 +62,7 @@ pub enum Reply {
     Stderr(Vec<u8>),
     /// So many bytes of output were dropped here, because the client took too little.
     Lost(u64),
-    /// The process ended, and all its output was before this.
+    /// The process ended, and all its output was before this. Answered with [`Request::Seen`]; then the channel ends.
     Exited(End),
     /// One process.
     Listed(Box<Info>),
@@ -225,6 +231,7 @@ mod kind {
     pub(super) const RESIZE: u8 = 7;
     pub(super) const SIGNAL: u8 = 8;
     pub(super) const CREDIT: u8 = 9;
+    pub(super) const SEEN: u8 = 10;
     pub(super) const HELLO_REPLY: u8 = 101;
     pub(super) const ATTACHED: u8 = 102;
     pub(super) const STDOUT: u8 = 103;
@@ -263,6 +270,7 @@ impl Request {
             },
             kind::SIGNAL => Self::Signal(fields.text()?),
             kind::CREDIT => Self::Credit(fields.u32()?),
+            kind::SEEN => Self::Seen,
             unknown => return Err(Malformed::Kind(unknown)),
         };
         reader.end().map(|()| request)
@@ -288,6 +296,7 @@ impl Request {
             }),
             Self::Signal(name) => frame(out, kind::SIGNAL, |fields| fields.bytes(name.as_bytes())),
             Self::Credit(bytes) => frame(out, kind::CREDIT, |fields| fields.u32(*bytes)),
+            Self::Seen => frame(out, kind::SEEN, |_| {}),
         }
     }
 }
@@ -306,6 +315,8 @@ impl Reply {
                 pid: fields.u32()?,
                 position: fields.u64()?,
                 lost: fields.u64()?,
+                terminal: fields.bool()?,
+                input: fields.bool()?,
             },
             kind::STDOUT => Self::Stdout(fields.take_rest().to_vec()),
             kind::STDERR => Self::Stderr(fields.take_rest().to_vec()),
@@ -327,10 +338,18 @@ impl Reply {
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Self::Hello { version } => frame(out, kind::HELLO_REPLY, |fields| fields.u32(*version)),
-            Self::Attached { pid, position, lost } => frame(out, kind::ATTACHED, |fields| {
+            Self::Attached {
+                pid,
+                position,
+                lost,
+                terminal,
+                input,
+            } => frame(out, kind::ATTACHED, |fields| {
                 fields.u32(*pid);
                 fields.u64(*position);
                 fields.u64(*lost);
+                fields.bool(*terminal);
+                fields.bool(*input);
             }),
             Self::Stdout(data) => Self::encode_output(out, false, data),
             Self::Stderr(data) => Self::encode_output(out, true, data),

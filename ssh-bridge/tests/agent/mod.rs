@@ -1,4 +1,5 @@
 //! The real agent of the guest, `msb-agent serve --stdio`, as a process of this machine.
+#![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
@@ -19,6 +20,12 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
+    /// Ends its connection at once, and starts another to the same processes.
+    pub(crate) async fn reconnected(&mut self) -> SshClient {
+        let stream = self.restart();
+        SshClient::connect(stream, self.config()).await.unwrap()
+    }
+
     /// Starts one, with a client that is logged in as the user of this process.
     pub(crate) async fn connected() -> (Self, SshClient) {
         let (agent, stream) = Self::start();
@@ -33,25 +40,23 @@ impl Agent {
         let (host, keys) = (directory.path().join("host"), directory.path().join("keys"));
         write_private(&host, host_key.to_openssh().unwrap().as_bytes());
         write_private(&keys, client_key.public_line().as_bytes());
-        let (stream, agents) = UnixStream::pair().unwrap();
-        let process = Command::new(binary())
-            .args(["serve", "--stdio", "--host-key"])
-            .arg(host)
-            .arg("--authorized-keys")
-            .arg(keys)
-            .stdin(OwnedFd::from(agents.try_clone().unwrap()))
-            .stdout(OwnedFd::from(agents))
-            .stderr(Stdio::inherit())
-            .spawn()
-            .unwrap();
-        stream.set_nonblocking(true).unwrap();
+        let (process, stream) = serve(directory.path());
         let agent = Self {
             directory,
             host_key,
             client_key,
             process,
         };
-        (agent, tokio::net::UnixStream::from_std(stream).unwrap())
+        (agent, stream)
+    }
+
+    /// Ends its connection, and starts another with the same keys and directory.
+    fn restart(&mut self) -> tokio::net::UnixStream {
+        self.kill();
+        self.process.wait().unwrap();
+        let (process, stream) = serve(self.directory.path());
+        self.process = process;
+        stream
     }
 
     pub(crate) fn config(&self) -> ClientConfig {
@@ -75,6 +80,24 @@ impl Drop for Agent {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+fn serve(directory: &Path) -> (Child, tokio::net::UnixStream) {
+    let (stream, agents) = UnixStream::pair().unwrap();
+    let process = Command::new(binary())
+        .args(["serve", "--stdio", "--host-key"])
+        .arg(directory.join("host"))
+        .arg("--authorized-keys")
+        .arg(directory.join("keys"))
+        .arg("--processes")
+        .arg(directory.join("processes"))
+        .stdin(OwnedFd::from(agents.try_clone().unwrap()))
+        .stdout(OwnedFd::from(agents))
+        .stderr(Stdio::inherit())
+        .spawn()
+        .unwrap();
+    stream.set_nonblocking(true).unwrap();
+    (process, tokio::net::UnixStream::from_std(stream).unwrap())
 }
 
 fn write_private(path: &Path, content: &[u8]) {

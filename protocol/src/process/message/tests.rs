@@ -100,13 +100,20 @@ fn request() -> impl Strategy<Value = Request> {
         any::<(u32, u32)>().prop_map(|(cols, rows)| Request::Resize { cols, rows }),
         text().prop_map(Request::Signal),
         any::<u32>().prop_map(Request::Credit),
+        Just(Request::Seen),
     ]
 }
 
 fn reply() -> impl Strategy<Value = Reply> {
     prop_oneof![
         any::<u32>().prop_map(|version| Reply::Hello { version }),
-        any::<(u32, u64, u64)>().prop_map(|(pid, position, lost)| Reply::Attached { pid, position, lost }),
+        any::<(u32, u64, u64, bool, bool)>().prop_map(|(pid, position, lost, terminal, input)| Reply::Attached {
+            pid,
+            position,
+            lost,
+            terminal,
+            input
+        }),
         bytes().prop_map(Reply::Stdout),
         bytes().prop_map(Reply::Stderr),
         any::<u64>().prop_map(Reply::Lost),
@@ -121,7 +128,7 @@ fn reply() -> impl Strategy<Value = Reply> {
 
 /// Any bytes, most of them with the kind of a message in front.
 fn frames() -> impl Strategy<Value = Vec<u8>> {
-    let kind = prop_oneof![1..10_u8, 101..111_u8, any::<u8>()];
+    let kind = prop_oneof![1..11_u8, 101..111_u8, any::<u8>()];
     (kind, vec(prop_oneof![0..3_u8, any::<u8>()], 0..60)).prop_map(|(kind, mut rest)| {
         rest.insert(0, kind);
         rest
