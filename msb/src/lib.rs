@@ -48,6 +48,7 @@ pub mod vmm_process;
 
 pub use images::Images;
 pub use sandbox::Sandbox;
+pub use sandbox::processes;
 pub use sandbox::spec::SandboxSpec;
 pub use sandbox::ssh;
 pub use sandbox::state::State;

@@ -4,6 +4,7 @@
 //! one where there is one, 128+n after a remote death by signal n, 255 when only the connection failed, and 125 for
 //! errors of msb itself.
 
+mod attach;
 mod completion;
 mod cp;
 mod create;
@@ -19,7 +20,9 @@ mod location;
 mod logs;
 mod ls;
 mod output;
+mod processes;
 mod progress;
+mod ps;
 mod rm;
 mod run;
 mod session;
@@ -77,6 +80,8 @@ enum Verb {
     Events(events::EventsArgs),
     Wait(wait::WaitArgs),
     Exec(exec::ExecArgs),
+    Ps(ps::PsArgs),
+    Attach(attach::AttachArgs),
     Ssh(ssh::SshArgs),
     Cp(cp::CpArgs),
     Image(image::ImageArgs),
@@ -192,6 +197,8 @@ fn dispatch(verb: Verb, began_us: u64) -> Result<u8, CliError> {
         Verb::Events(args) => events::run(&args, &context),
         Verb::Wait(args) => wait::run(&args, &context),
         Verb::Exec(args) => exec::run(&args, &context),
+        Verb::Ps(args) => ps::run(&args, &context),
+        Verb::Attach(args) => attach::run(&args, &context),
         Verb::Ssh(args) => ssh::run(&args, &context),
         Verb::Cp(args) => cp::run(&args, &context),
         Verb::Image(args) => image::run(&args, &context),

@@ -81,7 +81,8 @@ pub(super) fn ssh_error(what: impl Display) -> impl FnOnce(SshError) -> CliError
     }
 }
 
-fn client_error(what: &str, error: &ClientError) -> CliError {
+/// What a session's end by an error is told as.
+pub(super) fn client_error(what: &str, error: &ClientError) -> CliError {
     match error {
         ClientError::LocalWrite { source, .. } if source.kind() == io::ErrorKind::BrokenPipe => seen_enough(),
         ClientError::Interrupted { signal: "SIGHUP" } => CliError::plain("").with_status(after_signal(libc::SIGHUP)),

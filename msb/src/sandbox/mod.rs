@@ -3,6 +3,7 @@
 pub mod config;
 mod create;
 pub mod process;
+pub mod processes;
 pub mod records;
 pub mod spec;
 pub mod ssh;

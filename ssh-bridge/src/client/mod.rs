@@ -10,7 +10,7 @@ mod gate;
 mod handler;
 mod session;
 mod stdio;
-mod terminal;
+pub(crate) mod terminal;
 mod transport;
 
 use std::borrow::Cow;
@@ -412,6 +412,11 @@ impl SshClient {
             return Err(SftpError::Disabled);
         }
         SftpClient::open(self).await
+    }
+
+    /// Whether the connection has ended.
+    pub fn is_closed(&self) -> bool {
+        self.handle.is_closed()
     }
 
     /// Says good-bye and ends the connection with all its sessions.

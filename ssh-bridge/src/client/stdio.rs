@@ -20,8 +20,8 @@ const PIPE_BUF: usize = 4096;
 #[derive(Debug)]
 pub struct Stdio {
     pub(super) input: LocalInput,
-    pub(super) output: LocalOutput,
-    pub(super) error: LocalOutput,
+    pub(crate) output: LocalOutput,
+    pub(crate) error: LocalOutput,
     terminal: Option<OwnedFd>,
 }
 
@@ -67,7 +67,7 @@ impl Stdio {
     }
 
     /// The terminal that standard input is, if it is one.
-    pub(super) fn terminal(&self) -> Option<BorrowedFd<'_>> {
+    pub(crate) fn terminal(&self) -> Option<BorrowedFd<'_>> {
         self.terminal.as_ref().map(AsFd::as_fd)
     }
 }
@@ -164,7 +164,7 @@ enum Write {
 
 /// Where a session's output goes.
 #[derive(Debug)]
-pub(super) struct LocalOutput {
+pub(crate) struct LocalOutput {
     descriptor: Descriptor,
     write: Write,
 }
@@ -187,7 +187,7 @@ impl LocalOutput {
     }
 
     /// Writes all of `bytes`, at the pace of whoever reads them.
-    pub(super) async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+    pub(crate) async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             let operation = |descriptor: BorrowedFd<'_>| match self.write {
                 Write::Whole => rustix::io::write(descriptor, bytes),

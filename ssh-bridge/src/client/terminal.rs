@@ -52,20 +52,20 @@ impl Pty {
 }
 
 /// The size of a terminal: columns and rows.
-pub(super) fn size(terminal: impl AsFd) -> io::Result<(u32, u32)> {
+pub(crate) fn size(terminal: impl AsFd) -> io::Result<(u32, u32)> {
     let size = tcgetwinsize(terminal)?;
     Ok((u32::from(size.ws_col), u32::from(size.ws_row)))
 }
 
 /// A terminal in raw mode. Dropped, it has its old modes again.
 #[derive(Debug)]
-pub(super) struct RawMode {
+pub(crate) struct RawMode {
     terminal: OwnedFd,
     before: Termios,
 }
 
 impl RawMode {
-    pub(super) fn enter(terminal: impl AsFd) -> io::Result<Self> {
+    pub(crate) fn enter(terminal: impl AsFd) -> io::Result<Self> {
         let terminal = terminal.as_fd().try_clone_to_owned()?;
         let before = tcgetattr(&terminal)?;
         let mut raw = before.clone();

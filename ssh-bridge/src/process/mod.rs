@@ -3,6 +3,7 @@
 //! Each call takes a channel of an [`SshClient`]; any number may be open at once, and one whose output nobody takes holds
 //! up no other.
 
+mod attach;
 mod control;
 mod error;
 mod events;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use msb_protocol::process::{self as wire, Attach, DEFAULT_HISTORY, Reply, Request, Start};
 
 use crate::client::{ExitStatus, Program as SessionProgram, SpawnOptions, SshClient};
+pub use attach::{LocalInput, copy, copy_terminal};
 pub use control::ProcessControl;
 pub use error::ProcessError;
 pub use events::{ProcessEvent, ProcessEvents, ProcessOutput};
