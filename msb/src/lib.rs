@@ -27,9 +27,10 @@
 //! # }
 //! ```
 
-/// The example of the documentation is compiled.
+/// The examples of the documentation are compiled.
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/library.md")]
+#[doc = include_str!("../../docs/api.md")]
 pub struct DocumentedExample;
 
 pub mod assets;
