@@ -136,10 +136,9 @@ impl Server {
 
     fn attach(&self, attach: Attach) -> Result<(), ServeError> {
         let keeper = self.keeper_of(attach.pid)?;
-        let ends = [io::stdin().as_fd(), io::stdout().as_fd()].map(|end| end.try_clone_to_owned());
-        let [input, output] = ends;
-        let (input, output) = (input.map_err(StreamError::Write)?, output.map_err(StreamError::Write)?);
-        Ok(stream::hand_over(&keeper, &Request::Attach(attach), [input, output])?)
+        let (input, output) = (io::stdin(), io::stdout());
+        let ends = [input.as_fd(), output.as_fd()];
+        Ok(stream::hand_over(&keeper, &Request::Attach(attach), ends)?)
     }
 
     fn keeper_of(&self, pid: u32) -> Result<OwnedFd, ServeError> {

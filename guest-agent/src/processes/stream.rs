@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use msb_protocol::process::frame::{self, FrameLength};
 use msb_protocol::process::{Malformed, Reply, Request};
@@ -90,14 +90,13 @@ fn write_all(output: impl AsFd, mut bytes: &[u8]) -> Result<(), StreamError> {
     Ok(())
 }
 
-/// Sends a request with the two ends of its client, from where on only the receiver has them.
-pub(super) fn hand_over(socket: &OwnedFd, request: &Request, ends: [OwnedFd; 2]) -> Result<(), StreamError> {
+/// Sends a request with the two ends of its client.
+pub(super) fn hand_over(socket: &OwnedFd, request: &Request, ends: [BorrowedFd<'_>; 2]) -> Result<(), StreamError> {
     let mut bytes = Vec::new();
     request.encode(&mut bytes);
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let borrowed = ends.each_ref().map(AsFd::as_fd);
-    control.push(SendAncillaryMessage::ScmRights(&borrowed));
+    control.push(SendAncillaryMessage::ScmRights(&ends));
     // The descriptors come with the first byte, and so short a request is not torn.
     rustix::net::sendmsg(socket, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL)
         .map_err(|error| StreamError::Write(error.into()))?;

@@ -93,24 +93,20 @@ async fn copy_output(
 
 /// Ends only with an error: the end of the input is not that of the process, and how that ends is told by its events.
 async fn copy_input(control: &ProcessControl, stdio: &Stdio, kind: LocalInput) -> Result<Infallible, ProcessError> {
+    if kind == LocalInput::None {
+        return std::future::pending().await;
+    }
     let mut buffer = vec![0; INPUT_BUFFER];
-    while kind != LocalInput::None {
-        match read(stdio, &mut buffer).await? {
-            0 => {
-                if kind == LocalInput::Whole {
-                    // A process that has ended needs no end of input.
-                    let _ = control.close_input().await;
-                }
-                break;
-            }
-            length => {
-                if control.send_input(&buffer[..length]).await.is_err() {
-                    break;
-                }
-            }
+    loop {
+        let length = read(stdio, &mut buffer).await?;
+        if length == 0 && kind == LocalInput::Whole {
+            // A process that has ended needs no end of input.
+            let _ = control.close_input().await;
+        }
+        if length == 0 || control.send_input(&buffer[..length]).await.is_err() {
+            return std::future::pending().await;
         }
     }
-    std::future::pending().await
 }
 
 /// Ends when the detach keys were typed.
