@@ -239,7 +239,7 @@ async fn a_program_makes_resizes_leaves_and_joins_terminals() {
     // 10 MiB that came while nobody looked, complete, in another process.
     let options = PtyOptions {
         history: 16 << 20,
-        command: Some("read go; seq 1000000 2165000; echo end".into()),
+        command: Some("read go; seq 1000000 2170000; echo end".into()),
         ..PtyOptions::default()
     };
     let mut terminal = pty.create(options).await.unwrap();
@@ -252,7 +252,7 @@ async fn a_program_makes_resizes_leaves_and_joins_terminals() {
     assert!(attached.stdout.len() > 10 * MIB);
     let text = attached.text();
     let mut lines = text.split("\r\n").skip(1);
-    for number in 1_000_000..=2_165_000 {
+    for number in 1_000_000..=2_170_000 {
         assert_eq!(lines.next(), Some(number.to_string().as_str()));
     }
     assert_eq!(lines.collect::<Vec<_>>(), ["end", ""]);
