@@ -389,6 +389,29 @@ async fn a_terminal_has_a_size_that_changes_and_is_shared_by_its_clients() {
 }
 
 #[tokio::test]
+async fn ten_mib_that_a_terminal_showed_while_nobody_looked_are_complete_over_another_connection() {
+    let (mut agent, client) = Agent::connected().await;
+    let options = StartOptions {
+        history: 16 << 20,
+        ..on_terminal()
+    };
+    let mut terminal = start(&client, "read go; seq 1000000 2170000; echo end", &options).await;
+    terminal.control.send_input("\n").await.unwrap();
+    until(&mut terminal, "1000010\r\n").await;
+    let pid = terminal.pid();
+    terminal.disconnect().await;
+    let client = agent.reconnected().await;
+    let terminal = process::attach(&client, pid, &AttachOptions::default()).await.unwrap();
+    assert_eq!(terminal.lost(), 0);
+    let output = terminal.collect(20 * MIB).await.unwrap().stdout;
+    assert!(output.len() > 10 * MIB);
+    let text = String::from_utf8(output).unwrap();
+    let numbers = text.split("\r\n").skip(1).map_while(|line| line.parse::<u32>().ok());
+    assert!(numbers.eq(1_000_000..=2_170_000));
+    assert!(text.ends_with("\r\nend\r\n"));
+}
+
+#[tokio::test]
 async fn a_killed_keeper_takes_its_process_along_and_nothing_is_made_up() {
     let (_agent, client) = Agent::connected().await;
     let mut process = start(&client, "echo $PPID; exec sleep 1000", &surviving()).await;

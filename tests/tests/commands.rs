@@ -236,10 +236,11 @@ async fn a_program_makes_resizes_leaves_and_joins_terminals() {
     };
     assert!(pty.create(brief).await.unwrap().wait().await.unwrap().timed_out);
 
-    // 10 MiB that came while nobody looked, complete, in another process.
+    // What came while nobody looked, complete, in another process. 10 MiB of it take a minute of an emulated guest, so
+    // these are a test of the agent alone (ssh-bridge/tests/process.rs).
     let options = PtyOptions {
         history: 16 << 20,
-        command: Some("read go; seq 1000000 2170000; echo end".into()),
+        command: Some("read go; seq 1000000 1120000; echo end".into()),
         ..PtyOptions::default()
     };
     let mut terminal = pty.create(options).await.unwrap();
@@ -249,10 +250,10 @@ async fn a_program_makes_resizes_leaves_and_joins_terminals() {
     terminal.disconnect().await;
     let attached = msb.run(["attach", "terminals", &pid.to_string()]).expect(0);
     assert_eq!(attached.stderr, "");
-    assert!(attached.stdout.len() > 10 * MIB);
+    assert!(attached.stdout.len() > MIB);
     let text = attached.text();
     let mut lines = text.split("\r\n").skip(1);
-    for number in 1_000_000..=2_170_000 {
+    for number in 1_000_000..=1_120_000 {
         assert_eq!(lines.next(), Some(number.to_string().as_str()));
     }
     assert_eq!(lines.collect::<Vec<_>>(), ["end", ""]);
