@@ -118,7 +118,7 @@ impl SessionChannel {
         let environment = environment::build(settings, &login.user, circumstances);
         let directory = match program {
             Program::Sftp => login.user.home.clone(),
-            Program::Shell | Program::Command(_) => settings.working_dir(&login.user),
+            Program::Shell | Program::Command(_) | Program::Processes(_) => settings.working_dir(&login.user),
         };
         let place = Place {
             environment: &environment,

@@ -66,7 +66,7 @@ impl FromStr for SignalName {
 /// The processes of a sandbox, for this login.
 pub(super) fn commands(sandbox: &Sandbox, login: &LoginUser, boot: BootTimeout) -> Commands {
     sandbox.commands().with_options(SshClientOptions {
-        user: login.user.clone(),
+        user: login.of(sandbox),
         boot_timeout: boot.duration(),
         ..SshClientOptions::default()
     })

@@ -29,7 +29,7 @@ const WINDOW: u32 = 256 << 10;
 /// How a process is started.
 #[derive(Clone, Debug)]
 pub struct StartOptions {
-    /// Its working directory. Default: the user's home.
+    /// Its working directory. Default: the one of a login.
     pub cwd: Option<PathBuf>,
     /// Its environment, on top of what the login sets.
     pub env: Vec<(String, String)>,

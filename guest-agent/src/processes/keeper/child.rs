@@ -123,7 +123,17 @@ fn enter(directory: Option<&[u8]>) -> Result<PathBuf, StartError> {
 fn command(program: &Program) -> Result<Command, StartError> {
     let shell = PathBuf::from(std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into()));
     let name = shell.file_name().unwrap_or(shell.as_os_str()).to_owned();
+    // An image need not have a shell; the agent runs plain commands without one.
+    let has_shell = shell.exists();
     Ok(match program {
+        Program::Shell | Program::Line(_) if !has_shell => {
+            let mut command = Command::new("/proc/self/exe");
+            command.arg0("msb-agent").arg("exec");
+            if let Program::Line(line) = program {
+                command.arg(OsStr::from_bytes(line));
+            }
+            command
+        }
         Program::Shell => {
             let mut login = OsString::from("-");
             login.push(name);
