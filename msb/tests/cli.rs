@@ -189,9 +189,9 @@ fn a_sandbox_is_shown_with_a_stable_schema() {
     let listed: serde_json::Value = serde_json::from_slice(&machine.msb(&["ls", "--json"]).stdout).unwrap();
     assert_eq!(listed[0], inspected);
     let keys: Vec<&str> = inspected.as_object().unwrap().keys().map(String::as_str).collect();
-    let expected = "agent cmdline cpu_limit cpus created_at directory disks ended_at env exit_reason host id io_limit \
-                    isolation kernel labels memory_mib message name pid ready_at socket ssh started_at state timings \
-                    vm";
+    let expected = "agent cmdline cpu_limit cpus created_at directory disk_size_mib disks ended_at env exit_reason host \
+                    id image io_limit isolation kernel labels memory_mib message name pid ready_at socket ssh \
+                    started_at state timings vm";
     assert_eq!(keys, expected.split_whitespace().collect::<Vec<_>>());
     for (key, value) in [
         ("id", id.as_str()),
