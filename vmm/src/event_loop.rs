@@ -88,6 +88,12 @@ impl EventLoop {
                 return supervisor.failed(FailureReason::Thread(format!("{name} ({error})")), None, None);
             }
             while !asked.asked.load(Ordering::Acquire) {
+                if supervisor.gate().is_closed() {
+                    supervisor.gate().pass();
+                    // The wake-up that led here; what else woke it shows in what it asked for.
+                    let _ = asked.wake.read();
+                    continue;
+                }
                 if let Err(error) = manager.run() {
                     supervisor.failed(FailureReason::Thread(format!("{name} ({error})")), None, None);
                     break;
@@ -106,11 +112,16 @@ pub(crate) struct EventLoopThread {
 }
 
 impl EventLoopThread {
+    /// Makes the loop look at what is asked of it.
+    pub(crate) fn wake(&self) {
+        // A full counter is readable too.
+        let _ = self.stop.wake.write(1);
+    }
+
     /// Ends the loop and waits for its thread.
     pub(crate) fn join(self) {
         self.stop.asked.store(true, Ordering::Release);
-        // A full counter is readable too.
-        let _ = self.stop.wake.write(1);
+        self.wake();
         // A panic was reported by the thread's alarm.
         let _ = self.thread.join();
     }

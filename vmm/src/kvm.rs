@@ -3,8 +3,12 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_bindings::{
+    CpuId, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES,
+    KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_irqchip, kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
+use serde::{Deserialize, Serialize};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -44,6 +48,9 @@ pub enum KvmError {
     /// The module lacks something this monitor needs.
     #[error("{DEVICE} lacks {0}: use a host with Linux 5.10 or newer")]
     Capability(&'static str),
+    /// A register of the CPU that a saved guest used is not what it was.
+    #[error("the CPU cannot restore the guest's register MSR {0:#x}: restore on the kind of host it was saved on")]
+    Msr(u32),
     /// A KVM call failed.
     #[error("KVM refused to {doing}")]
     Call {
@@ -76,6 +83,17 @@ pub(crate) struct KvmVm {
     pub(crate) fd: VmFd,
     pub(crate) cpuid: CpuId,
     pub(crate) tsc_deadline: bool,
+    /// The model-specific registers that a guest's state consists of.
+    pub(crate) msr_indices: Vec<u32>,
+}
+
+/// Interrupt controllers, timer and clock of a VM.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct KvmState {
+    irqchips: [kvm_irqchip; 3],
+    pit: kvm_pit_state2,
+    clock: kvm_clock_data,
 }
 
 /// Opens `/dev/kvm` and checks that it has what this monitor needs.
@@ -117,9 +135,51 @@ impl KvmVm {
                 .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
                 .doing("report the CPU's features")?,
             tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
+            msr_indices: kvm
+                .get_msr_index_list()
+                .doing("list the CPU's registers")?
+                .as_slice()
+                .to_vec(),
         };
         vm.map(memory)?;
         Ok(vm)
+    }
+
+    /// The state of interrupt controllers, timer and clock while the VM is paused.
+    pub(crate) fn save(&self) -> Result<KvmState, KvmError> {
+        let irqchip = |chip_id| {
+            let mut chip = kvm_irqchip {
+                chip_id,
+                ..Default::default()
+            };
+            self.fd
+                .get_irqchip(&mut chip)
+                .doing("read an interrupt controller")
+                .map(|()| chip)
+        };
+        Ok(KvmState {
+            irqchips: [
+                irqchip(KVM_IRQCHIP_PIC_MASTER)?,
+                irqchip(KVM_IRQCHIP_PIC_SLAVE)?,
+                irqchip(KVM_IRQCHIP_IOAPIC)?,
+            ],
+            pit: self.fd.get_pit2().doing("read the timer")?,
+            clock: self.fd.get_clock().doing("read the guest's clock")?,
+        })
+    }
+
+    /// Restores what [`Self::save`] gave, once the vCPUs are restored: the clock follows their counters.
+    pub(crate) fn restore(&self, state: &KvmState) -> Result<(), KvmError> {
+        for chip in &state.irqchips {
+            self.fd.set_irqchip(chip).doing("restore an interrupt controller")?;
+        }
+        self.fd.set_pit2(&state.pit).doing("restore the timer")?;
+        // The rest says how the clock was read.
+        let clock = kvm_clock_data {
+            clock: state.clock.clock,
+            ..Default::default()
+        };
+        self.fd.set_clock(&clock).doing("restore the guest's clock")
     }
 
     fn map(&self, memory: &GuestMemory) -> Result<(), KvmError> {

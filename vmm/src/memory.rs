@@ -1,9 +1,12 @@
 //! Guest memory.
 
+mod image;
+
+use std::fs::File;
 use std::io;
 use std::ptr::{self, NonNull};
 
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use rustix::system::sysinfo;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
@@ -34,6 +37,14 @@ pub enum MemoryError {
         /// MiB of the host.
         host: u64,
     },
+    /// A saved memory has another size than it shall have.
+    #[error("the saved memory has {saved} bytes instead of {expected}: it was cut off, or belongs to another snapshot")]
+    ImageSize {
+        /// Bytes that it has.
+        saved: u64,
+        /// Bytes of the guest's memory.
+        expected: u64,
+    },
     /// The host refused the mapping.
     #[error("cannot map {mib} MiB of guest memory")]
     Map {
@@ -47,7 +58,13 @@ pub enum MemoryError {
 
 /// The mappings behind a [`GuestMemory`]: what its clones refer to is gone when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Mappings(Vec<Mapping>);
+pub(crate) struct Mappings {
+    mappings: Vec<Mapping>,
+    /// Where the memory came from that the guest has not written to since.
+    base: Option<File>,
+    /// The kernel's account of this process's pages, opened while it may open files; without it, all count as used.
+    pagemap: Option<File>,
+}
 
 #[derive(Debug)]
 struct Mapping {
@@ -67,23 +84,35 @@ impl Drop for Mapping {
     }
 }
 
-/// Maps `mib` MiB of zeroed memory, private to this process and touched lazily, around the device hole.
+/// Maps `mib` MiB of memory, zeroed or as saved in `base`, private to this process and touched lazily, around the device hole.
 ///
 /// The caller keeps the mappings until no vCPU and no device can use the memory any more.
 ///
 /// # Errors
 /// When the size makes no sense on this host, or the host refuses it.
-pub(crate) fn allocate(mib: u32) -> Result<(GuestMemory, Mappings), MemoryError> {
+pub(crate) fn allocate(mib: u32, base: Option<File>) -> Result<(GuestMemory, Mappings), MemoryError> {
     check_size(mib)?;
     let failed = |source| MemoryError::Map { mib, source };
-    let mut mappings = Mappings(Vec::new());
+    if let Some(base) = &base {
+        check_image(base, mib)?;
+    }
+    let mut mappings = Mappings {
+        mappings: Vec::new(),
+        base,
+        pagemap: File::open("/proc/self/pagemap").ok(),
+    };
     let mut regions = Vec::new();
+    let mut offset = 0;
     for (base, len) in ranges(mib) {
         let mapping = Mapping::new(len).map_err(failed)?;
+        if let Some(base) = &mappings.base {
+            mapping.replace(base, offset).map_err(failed)?;
+        }
+        offset += len as u64;
         // SAFETY: the pointer is that of a mapping of `len` bytes, which the caller keeps.
         let builder = unsafe { MmapRegionBuilder::<()>::new(len).with_raw_mmap_pointer(mapping.address.as_ptr()) };
         let region = builder.build().map_err(|error| failed(io::Error::other(error)))?;
-        mappings.0.push(mapping);
+        mappings.mappings.push(mapping);
         regions.push(GuestRegionMmap::new(region, base).ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?);
     }
     let memory = GuestMemory::from_regions(regions).map_err(|error| failed(io::Error::other(error)))?;
@@ -111,6 +140,27 @@ impl Mapping {
         unsafe { munmap(address.wrapping_byte_add(len), HUGE_PAGE - before) }.or_else(ignore_empty)?;
         let address = NonNull::new(address.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
         Ok(Self { address, len })
+    }
+
+    /// Puts what `base` has from `offset` on into the place of the mapping: read when it is touched, copied when it is
+    /// written to, and shared with all others that use the same file until then.
+    fn replace(&self, base: &File, offset: u64) -> io::Result<()> {
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let place = self.address.as_ptr().cast();
+        // SAFETY: what is replaced is this value's own mapping, which nobody uses yet.
+        unsafe { mmap(place, self.len, protection, flags, base, offset) }?;
+        Ok(())
+    }
+}
+
+fn check_image(image: &File, mib: u32) -> Result<(), MemoryError> {
+    let failed = |source| MemoryError::Map { mib, source };
+    let (saved, expected) = (image.metadata().map_err(failed)?.len(), u64::from(mib) << 20);
+    if saved == expected {
+        Ok(())
+    } else {
+        Err(MemoryError::ImageSize { saved, expected })
     }
 }
 
@@ -162,7 +212,7 @@ mod tests {
 
     #[test]
     fn guest_and_host_addresses_agree_modulo_a_huge_page() {
-        let (memory, mappings) = allocate(MIN_MIB + 1).unwrap();
+        let (memory, mappings) = allocate(MIN_MIB + 1, None).unwrap();
         let host = memory.get_host_address(GuestAddress(0)).unwrap();
         assert_eq!(host.align_offset(HUGE_PAGE), 0);
         memory
@@ -172,9 +222,55 @@ mod tests {
     }
 
     #[test]
+    fn a_saved_memory_is_read_back_and_never_written_to() {
+        let image = tempfile::tempfile().unwrap();
+        let places = [0, 0x1234, (u64::from(MIN_MIB) << 20) - 1].map(GuestAddress);
+        let (memory, mappings) = allocate(MIN_MIB, None).unwrap();
+        places.iter().for_each(|place| memory.write_obj(7u8, *place).unwrap());
+        mappings.save(&image).unwrap();
+        let (copy, copy_mappings) = allocate(MIN_MIB, Some(image.try_clone().unwrap())).unwrap();
+        for place in places {
+            assert_eq!(copy.read_obj::<u8>(place).unwrap(), 7);
+        }
+        copy.write_obj(8u8, places[0]).unwrap();
+        copy.write_obj(9u8, GuestAddress(1 << 20)).unwrap();
+
+        // A copy of the copy has what both wrote, and the first image is as it was.
+        let second = tempfile::tempfile().unwrap();
+        copy_mappings.save(&second).unwrap();
+        let (last, _last_mappings) = allocate(MIN_MIB, Some(second)).unwrap();
+        let seen = [places[0], places[1], GuestAddress(1 << 20)].map(|place| last.read_obj::<u8>(place).unwrap());
+        assert_eq!(seen, [8, 7, 9]);
+        let mut first = [0];
+        std::os::unix::fs::FileExt::read_exact_at(&image, &mut first, 0).unwrap();
+        assert_eq!(first, [7]);
+    }
+
+    #[test]
+    fn a_saved_memory_is_as_small_as_what_the_guest_used() {
+        let image = tempfile::tempfile().unwrap();
+        let (memory, mappings) = allocate(MIN_MIB, None).unwrap();
+        memory.write_obj(7u8, GuestAddress(5 << 20)).unwrap();
+        mappings.save(&image).unwrap();
+        let metadata = image.metadata().unwrap();
+        assert_eq!(metadata.len(), u64::from(MIN_MIB) << 20);
+        assert!(std::os::unix::fs::MetadataExt::blocks(&metadata) * 512 <= 1 << 20);
+    }
+
+    #[test]
+    fn a_saved_memory_of_another_size_is_refused() {
+        let image = tempfile::tempfile().unwrap();
+        for saved in [0, (u64::from(MIN_MIB) << 20) - 1, (u64::from(MIN_MIB) << 20) + 4096] {
+            image.set_len(saved).unwrap();
+            let refused = allocate(MIN_MIB, Some(image.try_clone().unwrap()));
+            assert!(matches!(refused, Err(MemoryError::ImageSize { .. })), "{saved}");
+        }
+    }
+
+    #[test]
     fn a_size_without_sense_is_refused_with_both_numbers() {
-        assert!(matches!(allocate(MIN_MIB - 1), Err(MemoryError::TooSmall(_))));
-        let refused = allocate(u32::MAX).unwrap_err();
+        assert!(matches!(allocate(MIN_MIB - 1, None), Err(MemoryError::TooSmall(_))));
+        let refused = allocate(u32::MAX, None).unwrap_err();
         assert!(matches!(refused, MemoryError::LargerThanHost { asked: u32::MAX, .. }));
     }
 }

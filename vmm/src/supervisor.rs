@@ -5,6 +5,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::devices::console::ConsoleTail;
 use crate::exit::{FailureReason, VmExit, VmFailure};
+use crate::pause::PauseGate;
 
 /// Collects the end of a VM from its threads.
 #[derive(Debug)]
@@ -12,6 +13,7 @@ pub(crate) struct Supervisor {
     ended: AtomicBool,
     exit: Mutex<Option<VmExit>>,
     exit_set: Condvar,
+    gate: PauseGate,
     console: ConsoleTail,
 }
 
@@ -21,6 +23,7 @@ impl Supervisor {
             ended: AtomicBool::new(false),
             exit: Mutex::new(None),
             exit_set: Condvar::new(),
+            gate: PauseGate::default(),
             console,
         }
     }
@@ -28,6 +31,11 @@ impl Supervisor {
     /// Whether the VM's threads shall end. The caller kicks the ones that wait in the kernel.
     pub(crate) fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
+    }
+
+    /// Where the VM's threads wait while it is paused.
+    pub(crate) fn gate(&self) -> &PauseGate {
+        &self.gate
     }
 
     /// The guest reset its CPU.
@@ -71,6 +79,7 @@ impl Supervisor {
         if slot.is_none() {
             *slot = Some(exit);
             self.ended.store(true, Ordering::Release);
+            self.gate.open_for_good();
             self.exit_set.notify_all();
         }
     }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::arch::{boot, layout, mptable, registers};
@@ -12,11 +12,13 @@ use crate::devices::bus::Bus;
 use crate::devices::console::ConsoleWriter;
 use crate::devices::legacy::LegacyPorts;
 use crate::devices::virtio::block::BlockError;
+use crate::devices::virtio::mmio::RestoreError;
 use crate::devices::virtio::vsock::VsockError;
 use crate::event_loop::{EventLoop, EventLoopThread};
 use crate::exit::VmExit;
 use crate::kvm::{self, KvmError, KvmVm};
-use crate::memory::{self, Mappings, MemoryError};
+use crate::memory::{self, GuestMemory, Mappings, MemoryError};
+use crate::snapshot::{HostFacts, Snapshot, SnapshotError};
 use crate::stats::{ExitCounters, ExitCounts};
 use crate::supervisor::Supervisor;
 use crate::thread::OnThread;
@@ -52,6 +54,12 @@ pub enum BuildError {
         #[source]
         source: io::Error,
     },
+    /// A saved VM cannot go on here.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// A saved device does not fit the one in its place.
+    #[error(transparent)]
+    Device(#[from] RestoreError),
     /// There are more devices than interrupt lines.
     #[error("{0} devices are too many: at most {max} fit", max = layout::MAX_VIRTIO_DEVICES)]
     TooManyDevices(usize),
@@ -74,8 +82,35 @@ pub struct Vm {
     bus: Arc<Bus>,
     supervisor: Arc<Supervisor>,
     kvm: Arc<KvmVm>,
+    host: HostFacts,
+    memory_mib: u32,
     // Last: everything above may use guest memory.
     mappings: Mappings,
+}
+
+/// Why a VM cannot be paused or saved.
+#[derive(Debug, thiserror::Error)]
+pub enum PauseError {
+    /// It has ended.
+    #[error("the VM has ended")]
+    Ended,
+    /// Only what stands still can be saved.
+    #[error("the VM is not paused")]
+    NotPaused,
+    /// KVM does not tell the state.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// The memory cannot be written.
+    #[error("cannot write the guest's memory")]
+    Memory(#[source] io::Error),
+}
+
+/// What a VM consists of before its guest is put into it.
+struct Frame {
+    kvm: KvmVm,
+    supervisor: Arc<Supervisor>,
+    bus: Bus,
+    loops: Vec<EventLoop>,
 }
 
 /// A VM that was started.
@@ -85,9 +120,13 @@ pub struct Vm {
 pub struct RunningVm {
     handle: VmHandle,
     counters: Vec<Arc<ExitCounters>>,
-    // Kept until the threads are gone, which use them.
-    _kvm: Arc<KvmVm>,
-    _mappings: Mappings,
+    paused: Mutex<bool>,
+    bus: Arc<Bus>,
+    kvm: Arc<KvmVm>,
+    host: HostFacts,
+    memory_mib: u32,
+    // Kept until the threads are gone, which use it.
+    mappings: Mappings,
 }
 
 /// Ends a running VM from any thread.
@@ -109,51 +148,69 @@ impl Vm {
     /// # Errors
     /// Says what is wrong with the configuration or the host; nothing is left behind.
     pub fn build(config: &VmConfig) -> Result<Self, BuildError> {
-        if config.vcpus == 0 || config.vcpus > layout::MAX_VCPUS {
-            return Err(BuildError::Vcpus(config.vcpus));
-        }
-        let open = |path: &PathBuf, source| BuildError::Open {
-            path: path.clone(),
-            source,
-        };
-        let mut kernel = File::open(&config.kernel).map_err(|error| open(&config.kernel, error))?;
-        let (memory, mappings) = memory::allocate(config.memory_mib)?;
+        check_vcpus(config)?;
+        let mut kernel = File::open(&config.kernel).map_err(cannot_open(&config.kernel))?;
+        let (memory, mappings) = memory::allocate(config.memory_mib, None)?;
         let (entry, kernel_end) = boot::load_kernel(&memory, &mut kernel, &config.kernel)?;
         let initramfs = boot::load_initramfs(&memory, &config.initramfs, kernel_end)?;
-        let console = ConsoleWriter::open(&config.console).map_err(|error| match &config.console {
-            Console::Log(log) => open(&log.path, error),
-            Console::Stream(_) => open(&"the console's stream".into(), error),
-        })?;
-        let supervisor = Arc::new(Supervisor::new(console.tail()));
-
-        let kvm = KvmVm::new(&kvm::open()?, &memory)?;
-        let ports = LegacyPorts::new(console).map_err(|source| BuildError::Host {
-            doing: "make the serial port",
-            source,
-        })?;
-        kvm.connect_interrupt(ports.serial_line(), layout::SERIAL_IRQ)?;
-        let AttachedDevices { transports, loops } = attach::attach_all(config, &memory)?;
-        for (index, transport) in transports.iter().enumerate() {
-            kvm.connect(transport, index)?;
-        }
+        let frame = Frame::new(config, &memory, LegacyPorts::new)?;
 
         let tables = |error| BuildError::Load(boot::LoadError::Tables(error));
         registers::write_tables(&memory).map_err(tables)?;
         mptable::write(&memory, config.vcpus).map_err(tables)?;
-        boot::write_boot_params(&memory, &cmdline(&config.cmdline, transports.len()), initramfs)?;
+        let cmdline = cmdline(&config.cmdline, frame.bus.virtio().len());
+        boot::write_boot_params(&memory, &cmdline, initramfs)?;
 
         let vcpus = (0..config.vcpus)
-            .map(|id| Vcpu::new(&kvm, id, config.vcpus, entry))
+            .map(|id| Vcpu::new(&frame.kvm, id, config.vcpus, entry))
             .collect::<Result<_, _>>()?;
-        let bus = Arc::new(Bus::new(ports, transports));
-        Ok(Self {
+        Ok(Self::new(config, frame, vcpus, mappings))
+    }
+
+    /// Makes the VM that `config` describes as it was when `snapshot` and `memory` were saved. Kernel, initramfs and
+    /// command line of `config` are not looked at. The memory is read where the guest touches it, and never written to.
+    ///
+    /// What the guest's connections led to is gone: its vsock driver is told so when the VM starts, and clients wait
+    /// until the guest has opened a connection to the host.
+    ///
+    /// # Errors
+    /// When the snapshot is not of such a VM, or not one of this host; and as [`Self::build`].
+    pub fn restore(config: &VmConfig, snapshot: &Snapshot, memory: File) -> Result<Self, BuildError> {
+        check_vcpus(config)?;
+        let (memory, mappings) = memory::allocate(config.memory_mib, Some(memory))?;
+        let frame = Frame::new(config, &memory, |console| {
+            LegacyPorts::restore(console, &snapshot.serial)
+        })?;
+        snapshot.check(&frame.kvm, config.vcpus, config.memory_mib, frame.bus.virtio().len())?;
+        for (transport, state) in frame.bus.virtio().iter().zip(&snapshot.devices) {
+            transport.restore(state)?;
+        }
+        let vcpus = (0..)
+            .zip(&snapshot.vcpus)
+            .map(|(id, state)| Vcpu::restore(&frame.kvm, id, state))
+            .collect::<Result<Vec<_>, _>>()?;
+        frame.kvm.restore(&snapshot.kvm)?;
+        vcpus.iter().for_each(Vcpu::excuse_absence);
+        Ok(Self::new(config, frame, vcpus, mappings))
+    }
+
+    fn new(config: &VmConfig, frame: Frame, vcpus: Vec<Vcpu>, mappings: Mappings) -> Self {
+        let Frame {
+            kvm,
+            supervisor,
+            bus,
+            loops,
+        } = frame;
+        Self {
             vcpus,
             loops,
-            bus,
+            bus: Arc::new(bus),
             supervisor,
+            host: HostFacts::of(&kvm),
+            memory_mib: config.memory_mib,
             kvm: Arc::new(kvm),
             mappings,
-        })
+        }
     }
 
     /// Starts the guest.
@@ -176,9 +233,11 @@ impl Vm {
             bus,
             supervisor,
             kvm,
+            host,
+            memory_mib,
             mappings,
         } = self;
-        let host = |source| BuildError::Host {
+        let refused = |source| BuildError::Host {
             doing: "start a thread for the VM",
             source,
         };
@@ -188,21 +247,26 @@ impl Vm {
                 supervisor: Arc::clone(&supervisor),
                 threads: Arc::default(),
             },
-            _kvm: kvm,
-            _mappings: mappings,
+            paused: Mutex::new(false),
+            bus: Arc::clone(&bus),
+            kvm,
+            host,
+            memory_mib,
+            mappings,
         };
+        supervisor.gate().expect(loops.len() + vcpus.len());
         let mut threads = running.handle.lock();
         for event_loop in loops {
             threads.loops.push(
                 event_loop
                     .spawn(Arc::clone(&supervisor), Arc::clone(on_thread))
-                    .map_err(host)?,
+                    .map_err(refused)?,
             );
         }
         for vcpu in vcpus {
             threads.vcpus.push(
                 vcpu.spawn(Arc::clone(&bus), Arc::clone(&supervisor), Arc::clone(on_thread))
-                    .map_err(host)?,
+                    .map_err(refused)?,
             );
         }
         drop(threads);
@@ -221,6 +285,72 @@ impl RunningVm {
     /// Something to end the VM with, from any thread.
     pub fn handle(&self) -> VmHandle {
         self.handle.clone()
+    }
+
+    /// Stops the guest and its devices where nothing is half done. What is paused stays so.
+    ///
+    /// Time goes on for the guest, as for a computer that nobody let run.
+    ///
+    /// # Errors
+    /// When the VM has ended.
+    pub fn pause(&self) -> Result<(), PauseError> {
+        let mut paused = self.lock_paused();
+        if !*paused {
+            let gate = self.handle.supervisor.gate();
+            gate.close();
+            {
+                let threads = self.handle.lock();
+                threads.vcpus.iter().for_each(VcpuThread::kick);
+                threads.loops.iter().for_each(EventLoopThread::wake);
+            }
+            if !gate.wait_for_all() {
+                return Err(PauseError::Ended);
+            }
+            *paused = true;
+        }
+        Ok(())
+    }
+
+    /// Lets a paused guest go on. One that runs is left alone.
+    pub fn resume(&self) {
+        let mut paused = self.lock_paused();
+        if std::mem::take(&mut *paused) {
+            let threads = self.handle.lock();
+            threads.vcpus.iter().for_each(|vcpu| vcpu.paused().excuse_absence());
+            self.handle.supervisor.gate().open();
+        }
+    }
+
+    /// Writes the memory of a paused VM to the empty file `memory`, with holes where the guest has nothing, and returns
+    /// the rest. Its disks are the caller's to copy before the VM goes on. The VM stays paused, and unharmed by any error.
+    ///
+    /// # Errors
+    /// When it is not paused, KVM refuses to tell its state, or the file cannot be written.
+    pub fn save(&self, memory: &File) -> Result<Snapshot, PauseError> {
+        let paused = self.lock_paused();
+        if !*paused || self.handle.supervisor.has_ended() {
+            return Err(PauseError::NotPaused);
+        }
+        // Before the memory: what KVM does to tell it may write there.
+        let vcpus = {
+            let threads = self.handle.lock();
+            let vcpus = threads.vcpus.iter().map(|vcpu| vcpu.paused().save(&self.kvm));
+            vcpus.collect::<Result<_, _>>()?
+        };
+        let snapshot = Snapshot {
+            host: self.host.clone(),
+            memory_mib: self.memory_mib,
+            vcpus,
+            kvm: self.kvm.save()?,
+            serial: self.bus.ports().save(),
+            devices: self.bus.virtio().iter().map(|device| device.save()).collect(),
+        };
+        self.mappings.save(memory).map_err(PauseError::Memory)?;
+        Ok(snapshot)
+    }
+
+    fn lock_paused(&self) -> std::sync::MutexGuard<'_, bool> {
+        self.paused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Exits of all vCPUs so far.
@@ -253,6 +383,49 @@ impl VmHandle {
     fn lock(&self) -> std::sync::MutexGuard<'_, Threads> {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl Frame {
+    /// KVM's part and the devices, connected; the legacy ports are made by `ports` from their console.
+    fn new(
+        config: &VmConfig,
+        memory: &GuestMemory,
+        ports: impl FnOnce(ConsoleWriter) -> io::Result<LegacyPorts>,
+    ) -> Result<Self, BuildError> {
+        let console = ConsoleWriter::open(&config.console).map_err(match &config.console {
+            Console::Log(log) => cannot_open(&log.path),
+            Console::Stream(_) => cannot_open(Path::new("the console's stream")),
+        })?;
+        let supervisor = Arc::new(Supervisor::new(console.tail()));
+        let kvm = KvmVm::new(&kvm::open()?, memory)?;
+        let ports = ports(console).map_err(|source| BuildError::Host {
+            doing: "make the serial port",
+            source,
+        })?;
+        kvm.connect_interrupt(ports.serial_line(), layout::SERIAL_IRQ)?;
+        let AttachedDevices { transports, loops } = attach::attach_all(config, memory)?;
+        for (index, transport) in transports.iter().enumerate() {
+            kvm.connect(transport, index)?;
+        }
+        Ok(Self {
+            kvm,
+            supervisor,
+            bus: Bus::new(ports, transports),
+            loops,
+        })
+    }
+}
+
+fn check_vcpus(config: &VmConfig) -> Result<(), BuildError> {
+    match config.vcpus {
+        1..=layout::MAX_VCPUS => Ok(()),
+        vcpus => Err(BuildError::Vcpus(vcpus)),
+    }
+}
+
+fn cannot_open(path: &Path) -> impl FnOnce(io::Error) -> BuildError {
+    let path = path.to_owned();
+    move |source| BuildError::Open { path, source }
 }
 
 /// The kernel command line: what the machine needs, the devices, then what the embedder wants.

@@ -1,11 +1,14 @@
 //! The CPUID leaves a vCPU shows: what KVM supports, with this vCPU's place in the machine.
 
-use kvm_bindings::CpuId;
+use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 
+const LEAF_VENDOR: u32 = 0;
 const LEAF_FEATURES: u32 = 1;
 const LEAF_CACHES: u32 = 4;
+const LEAF_MORE_FEATURES: u32 = 7;
 const LEAF_TOPOLOGY: u32 = 0xb;
 const LEAF_TOPOLOGY_V2: u32 = 0x1f;
+const LEAF_EXTENDED_FEATURES: u32 = 0x8000_0001;
 const LEAF_AMD_CACHES: u32 = 0x8000_001d;
 const LEAF_AMD_CORES: u32 = 0x8000_0008;
 const LEAF_AMD_TOPOLOGY: u32 = 0x8000_001e;
@@ -60,10 +63,40 @@ pub fn for_vcpu(supported: &CpuId, id: u8, vcpus: u8, tsc_deadline: bool) -> Cpu
     cpuid
 }
 
+/// Vendor, and family, model and stepping as CPUID shows them.
+pub fn name(supported: &CpuId) -> String {
+    let leaf = |function| supported.as_slice().iter().find(|leaf| leaf.function == function);
+    let vendor = leaf(LEAF_VENDOR).map_or_else(Vec::new, |leaf| {
+        [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat()
+    });
+    let signature = leaf(LEAF_FEATURES).map_or(0, |leaf| leaf.eax);
+    format!("{} {signature:#x}", String::from_utf8_lossy(&vendor))
+}
+
+/// The first leaf of a vCPU with `shown` that has a feature which a host with `supported` does not offer.
+pub fn lacking(supported: &CpuId, shown: &[kvm_cpuid_entry2], tsc_deadline: bool) -> Option<u32> {
+    let has_feature_beyond = |shown: &&kvm_cpuid_entry2| {
+        // What is no feature: the number of logical CPUs and the APIC ID, and that there are several.
+        let (ignored_ebx, added_ecx, ignored_edx) = match (shown.function, shown.index) {
+            (LEAF_FEATURES, _) => {
+                let deadline = if tsc_deadline { ECX_TSC_DEADLINE } else { 0 };
+                (u32::MAX, ECX_HYPERVISOR | deadline, EDX_HYPER_THREADING)
+            }
+            (LEAF_MORE_FEATURES, 0) => (0, 0, 0),
+            (LEAF_EXTENDED_FEATURES, _) => (u32::MAX, 0, 0),
+            _ => return false,
+        };
+        let same = |leaf: &&kvm_cpuid_entry2| (leaf.function, leaf.index) == (shown.function, shown.index);
+        let offered = supported.as_slice().iter().find(same).copied().unwrap_or_default();
+        shown.ebx & !(offered.ebx | ignored_ebx) != 0
+            || shown.ecx & !(offered.ecx | added_ecx) != 0
+            || shown.edx & !(offered.edx | ignored_edx) != 0
+    };
+    shown.iter().find(has_feature_beyond).map(|leaf| leaf.function)
+}
+
 #[cfg(test)]
 mod tests {
-    use kvm_bindings::kvm_cpuid_entry2;
-
     use super::*;
 
     fn leaf(function: u32, index: u32) -> kvm_cpuid_entry2 {
@@ -88,6 +121,21 @@ mod tests {
         assert_eq!((seen[1].edx, seen[2].edx, seen[3].eax), (5, 5, 5));
         assert_eq!((seen[2].eax, seen[2].ebx), (3, 6));
         assert_ne!(seen[0].ecx & ECX_TSC_DEADLINE, 0);
+    }
+
+    #[test]
+    fn a_host_with_less_is_told_from_one_with_the_same() {
+        let features = |ecx| {
+            let features = kvm_cpuid_entry2 {
+                ecx,
+                ..leaf(LEAF_FEATURES, 0)
+            };
+            CpuId::from_entries(&[features]).unwrap()
+        };
+        let shown = for_vcpu(&features(0b11), 3, 4, true);
+        assert_eq!(lacking(&features(0b111), shown.as_slice(), true), None);
+        assert_eq!(lacking(&features(0b01), shown.as_slice(), true), Some(LEAF_FEATURES));
+        assert_eq!(lacking(&features(0b11), shown.as_slice(), false), Some(LEAF_FEATURES));
     }
 
     #[test]

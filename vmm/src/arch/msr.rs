@@ -2,12 +2,15 @@
 
 use kvm_bindings::{Msrs, kvm_msr_entry};
 
-const IA32_TSC: u32 = 0x10;
+/// The time stamp counter.
+pub const IA32_TSC: u32 = 0x10;
 const IA32_SYSENTER_CS: u32 = 0x174;
 const IA32_SYSENTER_ESP: u32 = 0x175;
 const IA32_SYSENTER_EIP: u32 = 0x176;
 const IA32_MISC_ENABLE: u32 = 0x1a0;
 const IA32_MTRR_DEF_TYPE: u32 = 0x2ff;
+/// When the local APIC's timer fires, by the time stamp counter.
+pub const IA32_TSC_DEADLINE: u32 = 0x6e0;
 const STAR: u32 = 0xc000_0081;
 const LSTAR: u32 = 0xc000_0082;
 const CSTAR: u32 = 0xc000_0083;

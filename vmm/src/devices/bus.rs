@@ -19,6 +19,16 @@ impl Bus {
         Self { ports, virtio }
     }
 
+    /// The legacy ports.
+    pub(crate) fn ports(&self) -> &LegacyPorts {
+        &self.ports
+    }
+
+    /// The virtio devices, in the order of their windows.
+    pub(crate) fn virtio(&self) -> &[Arc<MmioTransport>] {
+        &self.virtio
+    }
+
     /// `in` from `port`.
     pub fn port_read(&self, port: u16, data: &mut [u8]) {
         self.ports.read(port, data);

@@ -3,7 +3,8 @@
 use std::io;
 use std::sync::{Mutex, PoisonError};
 
-use vm_superio::serial::NoEvents;
+use serde::{Deserialize, Serialize};
+use vm_superio::serial::{NoEvents, SerialState};
 use vm_superio::{I8042Device, Serial, Trigger};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -50,6 +51,54 @@ impl Trigger for ResetLatch {
     }
 }
 
+/// [`SerialState`], which has no form of its own to be written in.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SavedSerial {
+    baud_divisor: [u8; 2],
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line_control: u8,
+    line_status: u8,
+    modem_control: u8,
+    modem_status: u8,
+    scratch: u8,
+    in_buffer: Vec<u8>,
+}
+
+impl From<SerialState> for SavedSerial {
+    fn from(state: SerialState) -> Self {
+        Self {
+            baud_divisor: [state.baud_divisor_low, state.baud_divisor_high],
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            in_buffer: state.in_buffer,
+        }
+    }
+}
+
+impl From<&SavedSerial> for SerialState {
+    fn from(saved: &SavedSerial) -> Self {
+        Self {
+            baud_divisor_low: saved.baud_divisor[0],
+            baud_divisor_high: saved.baud_divisor[1],
+            interrupt_enable: saved.interrupt_enable,
+            interrupt_identification: saved.interrupt_identification,
+            line_control: saved.line_control,
+            line_status: saved.line_status,
+            modem_control: saved.modem_control,
+            modem_status: saved.modem_status,
+            scratch: saved.scratch,
+            in_buffer: saved.in_buffer.clone(),
+        }
+    }
+}
+
 /// The legacy ports, shared by all vCPUs.
 pub struct LegacyPorts {
     serial: Mutex<Serial<EventFdTrigger, NoEvents, ConsoleWriter>>,
@@ -69,13 +118,28 @@ impl LegacyPorts {
     /// # Errors
     /// When the host is out of file descriptors.
     pub fn new(console: ConsoleWriter) -> io::Result<Self> {
+        Self::restore(console, &SerialState::default().into())
+    }
+
+    /// The same with the serial port as it was saved.
+    ///
+    /// # Errors
+    /// When the host is out of file descriptors, or the port cannot have been like that.
+    pub(crate) fn restore(console: ConsoleWriter, saved: &SavedSerial) -> io::Result<Self> {
         let serial_line = EventFd::new(EFD_NONBLOCK)?;
         let trigger = EventFdTrigger(serial_line.try_clone()?);
+        let serial = Serial::from_state(&saved.into(), trigger, NoEvents, console);
         Ok(Self {
-            serial: Mutex::new(Serial::new(trigger, console)),
+            serial: Mutex::new(serial.map_err(|error| io::Error::other(format!("{error:?}")))?),
             serial_line,
             i8042: Mutex::new(I8042Device::new(ResetLatch::default())),
         })
+    }
+
+    /// The state of the serial port. The keyboard controller has none that outlives an access.
+    pub(crate) fn save(&self) -> SavedSerial {
+        let serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
+        serial.state().into()
     }
 
     /// The serial port's interrupt line, to register with KVM.

@@ -58,6 +58,15 @@ pub(super) fn send(thread: libc::pthread_t) {
     unsafe { libc::pthread_kill(thread, libc::SIGRTMIN()) };
 }
 
+/// Takes the kicks that the calling thread, which blocks them, has received: one that stayed would call it out of each
+/// `KVM_RUN` to come.
+pub(super) fn forget() {
+    let kick = set_of(libc::SIGRTMIN());
+    let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: set and timeout are valid, and the signal's description is not asked for.
+    while unsafe { libc::sigtimedwait(&raw const kick, std::ptr::null_mut(), &raw const now) } > 0 {}
+}
+
 /// What a thread blocked before.
 struct Blocked {
     /// The signal in question.

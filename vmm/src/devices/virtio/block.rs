@@ -10,6 +10,7 @@ use event_manager::{EventOps, Events, MutEventSubscriber};
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::QueueState;
 
 use super::device::{ActivateError, Activation, VirtioDevice};
 use super::single_queue::SingleQueue;
@@ -93,6 +94,10 @@ impl VirtioDevice for Block {
 
     fn reset(&mut self) {
         self.queue.reset();
+    }
+
+    fn queue_states(&self) -> Vec<QueueState> {
+        self.queue.states()
     }
 }
 

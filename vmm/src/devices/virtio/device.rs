@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use virtio_queue::Queue;
+use virtio_queue::{Queue, QueueState};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::interrupt::Interrupt;
@@ -37,6 +37,13 @@ pub trait VirtioDevice: Send {
 
     /// The driver reset the device: it drops its queues and every trace of the driver, and can be activated again.
     fn reset(&mut self);
+
+    /// How far the queues of an active device are, in order; nothing of an inactive one. The VM is paused: no event is
+    /// being handled.
+    fn queue_states(&self) -> Vec<QueueState>;
+
+    /// The device was activated as part of a VM that was restored: what it had outside the guest is gone.
+    fn was_restored(&mut self) {}
 }
 
 /// What a device works with from `DRIVER_OK` until reset.

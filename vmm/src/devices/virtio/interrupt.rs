@@ -56,6 +56,12 @@ impl Interrupt {
         self.status.store(0, Ordering::SeqCst);
     }
 
+    /// Restores the register. The caller signals what may be lost: an edge, or what the device had not signalled yet.
+    pub(super) fn restore(&self, status: u32) {
+        let known = VIRTIO_MMIO_INT_VRING | VIRTIO_MMIO_INT_CONFIG;
+        self.status.store(status & known, Ordering::SeqCst);
+    }
+
     /// The eventfd to register with KVM as irqfd, or to watch in a test.
     pub fn line(&self) -> &EventFd {
         &self.line

@@ -33,6 +33,10 @@ use super::device::{ActivateError, Activation, ActiveQueue, VirtioDevice};
 use super::interrupt::Interrupt;
 use crate::memory::GuestMemory;
 
+pub(crate) use state::{RestoreError, TransportState};
+
+mod state;
+
 /// "virt" in little endian.
 const MAGIC: u32 = 0x7472_6976;
 const VERSION: u32 = 2;
@@ -222,8 +226,12 @@ impl MmioTransport {
                 needed: registers.queues.len(),
             });
         }
+        self.device().activate(self.activation(registers)?)
+    }
+
+    fn activation(&self, registers: &Registers) -> Result<Activation, ActivateError> {
         let event_idx = registers.driver_features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
-        let mut queues = Vec::with_capacity(ready);
+        let mut queues = Vec::with_capacity(registers.queues.len());
         for (configured, kick) in registers.queues.iter().zip(&self.kicks) {
             let mut queue = Queue::try_from(configured.state()).map_err(|error| ActivateError::Host {
                 doing: "take over a queue",
@@ -236,7 +244,7 @@ impl MmioTransport {
             })?;
             queues.push(ActiveQueue { queue, kick });
         }
-        self.device().activate(Activation {
+        Ok(Activation {
             memory: self.memory.clone(),
             interrupt: Arc::clone(&self.interrupt),
             queues,

@@ -3,7 +3,7 @@
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use virtio_queue::DescriptorChain;
+use virtio_queue::{DescriptorChain, QueueState};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::device::{ActivateError, Activation, VirtioDevice};
@@ -49,6 +49,10 @@ impl VirtioDevice for Rng {
 
     fn reset(&mut self) {
         self.0.reset();
+    }
+
+    fn queue_states(&self) -> Vec<QueueState> {
+        self.0.states()
     }
 }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use event_manager::{EventOps, Events};
-use virtio_queue::DescriptorChain;
+use virtio_queue::{DescriptorChain, QueueState};
 
 use super::device::{ActivateError, Activation, ActiveQueue};
 use super::interrupt::Interrupt;
@@ -65,6 +65,11 @@ impl SingleQueue {
     pub(super) fn reset(&mut self) {
         self.active = None;
         self.wakeup.wake();
+    }
+
+    /// See [`super::device::VirtioDevice::queue_states`].
+    pub(super) fn states(&self) -> Vec<QueueState> {
+        self.active.iter().map(|active| active.queue.queue.state()).collect()
     }
 
     /// Registers with the device's event loop.

@@ -2,9 +2,12 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use virtio_queue::QueueState;
 use vm_memory::GuestAddress;
 
 use super::*;
+
+mod saved;
 
 const OFFERED: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
@@ -61,6 +64,10 @@ impl VirtioDevice for FakeDevice {
         } else {
             Ok(())
         }
+    }
+
+    fn queue_states(&self) -> Vec<QueueState> {
+        Vec::new()
     }
 
     fn reset(&mut self) {

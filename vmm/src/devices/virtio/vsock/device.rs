@@ -6,6 +6,7 @@ use std::time::Instant;
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::config::VsockConfig;
@@ -60,6 +61,8 @@ pub struct Vsock {
     /// Notifications of queues that are no longer in use, which the event loop still watches.
     stale_kicks: Vec<EventFd>,
     driver_is_gone: bool,
+    /// The driver has connections from before the VM was restored, and does not know yet that they are gone.
+    owes_transport_reset: bool,
 }
 
 impl Vsock {
@@ -97,6 +100,7 @@ impl Vsock {
             active: None,
             stale_kicks: Vec::new(),
             driver_is_gone: false,
+            owes_transport_reset: false,
         })
     }
 
@@ -118,6 +122,9 @@ impl Vsock {
             _ => self.muxer.on_event(token, readiness, cx),
         }
         if let Some(active) = &mut self.active {
+            if self.owes_transport_reset && active.send_transport_reset() {
+                self.owes_transport_reset = false;
+            }
             active.pump(&mut self.muxer, cx);
         }
         self.muxer
@@ -193,7 +200,19 @@ impl VirtioDevice for Vsock {
             self.stale_kicks.extend(active.into_kicks());
             self.driver_is_gone = true;
         }
+        self.owes_transport_reset = false;
         self.wake();
+    }
+
+    fn queue_states(&self) -> Vec<QueueState> {
+        // The driver may have started the device without an event since.
+        let queues = self.active.as_ref().or(self.starting.as_ref());
+        queues.map(Queues::states).unwrap_or_default()
+    }
+
+    fn was_restored(&mut self) {
+        self.owes_transport_reset = true;
+        self.muxer.hold_clients_until_guest_connects();
     }
 }
 

@@ -42,6 +42,8 @@ pub(super) struct Muxer {
     listener: Listener,
     listener_watched: bool,
     listener_rests: bool,
+    /// Clients wait until the guest has opened a connection to the host: it must not be found as who it was.
+    awaits_guest: bool,
     timers: Timers,
     handshakes: Slots<Handshake>,
     connections: Slots<Entry>,
@@ -74,6 +76,7 @@ impl Muxer {
             listener,
             listener_watched: false,
             listener_rests: false,
+            awaits_guest: false,
             timers: Timers::new()?,
             handshakes: Slots::new(limits.max_handshakes),
             connections: Slots::new(limits.max_connections),
@@ -95,6 +98,11 @@ impl Muxer {
         poller.add(self.listener.as_fd(), Token::Listener, Interest::READABLE)?;
         self.listener_watched = true;
         Ok(())
+    }
+
+    /// Leaves clients in the listener's backlog until the guest has opened a connection to the host.
+    pub(super) fn hold_clients_until_guest_connects(&mut self) {
+        self.awaits_guest = true;
     }
 
     /// Whether a packet from the guest can be taken: an answer to it has room.
@@ -206,7 +214,7 @@ impl Muxer {
     }
 
     fn watch_listener(&mut self, cx: &mut Context<'_>) {
-        let wanted = !self.listener_rests && !self.handshakes.is_full();
+        let wanted = !self.awaits_guest && !self.listener_rests && !self.handshakes.is_full();
         if wanted != self.listener_watched {
             let interest = if wanted {
                 Interest::READABLE
@@ -236,7 +244,7 @@ impl Muxer {
     }
 
     fn accept_clients(&mut self, cx: &mut Context<'_>) {
-        while !self.handshakes.is_full() {
+        while !self.awaits_guest && !self.handshakes.is_full() {
             let stream = match self.listener.accept() {
                 Ok(stream) => stream,
                 Err(error) => match error.kind() {
@@ -346,6 +354,7 @@ impl Muxer {
     /// The guest has come up: clients that wait for it are tried again at once.
     fn guest_is_ready(&mut self, cx: &mut Context<'_>) {
         self.guest_ready = true;
+        self.awaits_guest = false;
         for slot in self.connections.indices(|entry| entry.connection.is_waiting()) {
             self.with_connection(slot, cx, Connection::guest_is_ready);
         }

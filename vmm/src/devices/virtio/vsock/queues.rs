@@ -5,7 +5,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use virtio_queue::{QueueOwnedT, QueueT};
+use virtio_queue::{QueueOwnedT, QueueState, QueueT};
+use vm_memory::Bytes;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::completions::Completions;
@@ -24,6 +25,9 @@ pub(super) const QUEUE_SIZES: [u16; 3] = [256; 3];
 /// Descriptor chains handled before other events get a turn, so that a bulk transfer leaves room for others.
 const BUDGET: usize = 256;
 
+/// `struct virtio_vsock_event` with the id `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET` (virtio 1.2, section 5.10.6.7).
+const TRANSPORT_RESET: [u8; 4] = [0; 4];
+
 /// The queues from the driver's start of the device until its reset.
 #[derive(Debug)]
 pub(super) struct Queues {
@@ -32,7 +36,7 @@ pub(super) struct Queues {
     rx: ActiveQueue,
     tx: ActiveQueue,
     completions: Completions,
-    /// Holds the driver's buffers for a transport reset event, which nothing sends yet.
+    /// Holds the driver's buffers for transport reset events.
     event: ActiveQueue,
 }
 
@@ -67,6 +71,33 @@ impl Queues {
             poller.add(borrow(&queue.kick), Token::Kick(index), Interest::READABLE)?;
         }
         Ok(())
+    }
+
+    /// How far they are, in order.
+    pub(super) fn states(&self) -> Vec<QueueState> {
+        [&self.rx, &self.tx, &self.event]
+            .map(|queue| queue.queue.state())
+            .into()
+    }
+
+    /// Tells the driver that all its connections are gone. False when it has no buffer for that yet.
+    pub(super) fn send_transport_reset(&mut self) -> bool {
+        let queue = &mut self.event.queue;
+        let Some(chain) = queue.pop_descriptor_chain(&self.memory) else {
+            return false;
+        };
+        let head = chain.head_index();
+        let buffer = chain.writable().next();
+        let written = buffer.is_some_and(|buffer| {
+            usize::try_from(buffer.len()).is_ok_and(|len| len >= TRANSPORT_RESET.len())
+                && self.memory.write_slice(&TRANSPORT_RESET, buffer.addr()).is_ok()
+        });
+        let used = if written { 4 } else { 0 };
+        if queue.add_used(&self.memory, head, used).is_ok() {
+            notify(queue, &self.memory, &self.interrupt);
+        }
+        // A driver whose buffers are no buffers has nothing to wait for.
+        true
     }
 
     /// The notifications alone.

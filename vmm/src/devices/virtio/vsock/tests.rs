@@ -8,4 +8,5 @@ mod driver;
 mod event_loop;
 mod malformed;
 mod random;
+mod restored;
 mod vm;

@@ -297,7 +297,7 @@ impl Vm {
         self.settle();
         let (header, payload) = self.received.pop_back().expect("a packet for the guest");
         assert_eq!(Op::from_number(header.op), Some(op), "{header:?}");
-        assert_eq!(payload, []);
+        assert!(payload.is_empty());
         self.received.clear();
         header
     }

@@ -213,7 +213,7 @@ impl Vm {
     pub(super) fn expect(&mut self, op: Op) -> Header {
         let (header, payload) = self.next();
         assert_eq!(Op::from_number(header.op), Some(op), "{header:?}");
-        assert_eq!(payload, []);
+        assert!(payload.is_empty());
         header
     }
 
