@@ -14,7 +14,7 @@ use rustix::process::{WaitOptions, WaitStatus, waitpid};
 
 type Trial = (&'static str, fn());
 
-const TRIALS: [Trial; 13] = [
+const TRIALS: [Trial; 14] = [
     ("all_layers_hold_on_this_host", all_layers_hold_on_this_host),
     ("a_program_cannot_be_executed", a_program_cannot_be_executed),
     ("a_file_cannot_be_opened", a_file_cannot_be_opened),
@@ -23,6 +23,10 @@ const TRIALS: [Trial; 13] = [
     (
         "a_vcpu_thread_may_less_than_its_process",
         a_vcpu_thread_may_less_than_its_process,
+    ),
+    (
+        "a_vcpu_thread_cannot_read_a_vms_state",
+        a_vcpu_thread_cannot_read_a_vms_state,
     ),
     (
         "the_empty_root_has_only_the_sockets",
@@ -157,6 +161,28 @@ fn a_vcpu_thread_may_less_than_its_process() {
     assert_succeeded(role(None));
     assert_succeeded(role(Some(ThreadRole::Device)));
     assert_killed_by_seccomp(role(Some(ThreadRole::Vcpu)));
+}
+
+fn a_vcpu_thread_cannot_read_a_vms_state() {
+    /// `_IOR(KVMIO, 0x83, struct kvm_sregs)`.
+    const KVM_GET_SREGS: libc::Ioctl = 0x8138_ae83;
+    let sockets = tempfile::tempdir().expect("a directory");
+    let confinement = confinement(sockets.path(), Isolation::Available);
+    let with = |role: Option<ThreadRole>| {
+        outcome(|in_namespaces| {
+            let (_, filters) = jail::enter(&confinement, in_namespaces).expect("a jail");
+            if let Some(role) = role {
+                filters.apply_to_thread(role).expect("a filter");
+            }
+            // SAFETY: without a descriptor the call does nothing.
+            let result = unsafe { libc::ioctl(-1, KVM_GET_SREGS, 0) };
+            let refused = io::Error::last_os_error().raw_os_error() == Some(libc::EBADF);
+            u8::from(result != -1 || !refused)
+        })
+    };
+    assert_succeeded(with(None));
+    assert_killed_by_seccomp(with(Some(ThreadRole::Vcpu)));
+    assert_killed_by_seccomp(with(Some(ThreadRole::Device)));
 }
 
 fn the_empty_root_has_only_the_sockets() {

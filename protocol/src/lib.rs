@@ -1,10 +1,11 @@
 //! What the host and the guest agent of msb must agree on, and nothing else: vsock ports, the notices the agent pushes,
-//! the identity the host prepares for a guest, how both SSH ends bound what a stalled channel holds, the numbers of
-//! SFTP, and the subsystem that manages processes.
+//! the identity the host prepares for a guest and renews when it is restored, how both SSH ends bound what a stalled
+//! channel holds, the numbers of SFTP, and the subsystem that manages processes.
 
 pub mod identity;
 pub mod notice;
 pub mod ports;
 pub mod process;
 pub mod receive_budget;
+pub mod renewal;
 pub mod sftp;

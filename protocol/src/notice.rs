@@ -23,6 +23,9 @@ pub enum Notice {
         /// Guest uptime (`CLOCK_BOOTTIME`) when SSH was ready, in microseconds.
         ready_us: u64,
     },
+    /// The agent lost its connections at once, as a guest does that is restored from a saved state, and serves nobody until
+    /// the host has told it who it is now: [`crate::renewal`].
+    Restored,
     /// The guest ends in order: processes were told, file systems are synced.
     ShuttingDown,
 }
@@ -106,7 +109,7 @@ mod tests {
             init_us: 5,
             ready_us: u64::MAX,
         };
-        for notice in [ready, Notice::ShuttingDown] {
+        for notice in [ready, Notice::Restored, Notice::ShuttingDown] {
             let line = notice.to_line();
             assert!(line.ends_with('\n') && line.len() <= MAX_LINE);
             assert_eq!(Notice::parse(line.as_bytes()).unwrap(), notice);

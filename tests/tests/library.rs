@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
+use std::time::Duration;
 
 use msb::ssh::sftp::FileKind;
 use msb::ssh::sftp::tree::TreeOptions;
@@ -11,6 +12,7 @@ use msb::ssh::{
     SshServerOptions,
 };
 use msb::store::layout::Layout;
+use msb::vmm_process::args::Lifetime;
 use msb::{Sandbox, Store};
 use msb_ssh::client::{ClientConfig, SshClient};
 use msb_ssh::keys::{KeyPair, load_public};
@@ -147,4 +149,31 @@ fn files_are_copied_both_ways_without_an_openssh_client() {
 
     let user = msb.run(["exec", "--user", "user", "copy", "--", "id", "-un"]).expect(0);
     assert_eq!(user.text(), "user\n");
+}
+
+#[tokio::test]
+async fn a_program_forks_a_sandbox_and_hears_of_each_fork() {
+    let msb = Msb::new();
+    msb.create("source");
+    let sandbox = open(&msb, "source");
+    sandbox.pause().unwrap();
+    let names = ["source", "fork"].map(|name| Some(name.parse().unwrap()));
+    let mut forks = sandbox.fork(names, Lifetime::OfStarter).unwrap();
+    sandbox.resume().unwrap();
+    let mut fork = forks.pop().unwrap().unwrap();
+    let taken = forks.pop().unwrap().unwrap_err();
+    assert!(taken.to_string().contains("is taken"), "{taken}");
+
+    fork.ready(Duration::from_secs(60)).await.unwrap();
+    let client = fork
+        .sandbox()
+        .ssh()
+        .open_client(SshClientOptions::default())
+        .await
+        .unwrap();
+    let output = client.exec("hostname", SshExecOptions::default()).await.unwrap();
+    assert_eq!(output.stdout, b"fork\n");
+    client.close().await;
+    fork.discard().await.unwrap();
+    assert_eq!(msb.state("source"), "running");
 }

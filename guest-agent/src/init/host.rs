@@ -1,16 +1,21 @@
 //! The connection to the host on which the agent pushes its notices.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use msb_protocol::notice::Notice;
 use msb_protocol::ports;
+use msb_protocol::renewal::Renewal;
 use vsock::{VMADDR_CID_HOST, VsockStream};
 
 use super::degraded;
 
 /// How long the host may take for a line before PID 1 gives it up.
 const SEND_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long the host may take for a new identity. A host that is busy with many guests takes a while.
+const RENEWAL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Stays open as long as the agent lives.
 pub(super) struct Connection(VsockStream);
@@ -30,6 +35,28 @@ impl Connection {
         }
     }
 
+    /// Whether it still leads to the host. The host sends nothing unasked, so what is readable is its end.
+    pub(super) fn has_ended(&mut self) -> bool {
+        let Self(stream) = self;
+        if stream.set_nonblocking(true).is_err() {
+            return true;
+        }
+        let read = stream.read(&mut [0; 64]);
+        let is_open = matches!(&read, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+        !is_open || stream.set_nonblocking(false).is_err()
+    }
+
+    /// Connects anew after the end of a connection. `None` when the host does not listen: it only gave up listening.
+    pub(super) fn reopen() -> Option<Self> {
+        Self::connect(&Notice::Restored).ok()
+    }
+
+    /// Receives who this guest is from now on, after [`Self::reopen`].
+    pub(super) fn renewal(&mut self) -> io::Result<Renewal> {
+        self.0.set_read_timeout(Some(RENEWAL_TIMEOUT))?;
+        Renewal::read(&mut self.0)
+    }
+
     fn connect(first: &Notice) -> io::Result<Self> {
         let mut stream = VsockStream::connect_with_cid_port(VMADDR_CID_HOST, ports::NOTICES)?;
         stream.set_write_timeout(Some(SEND_TIMEOUT))?;
@@ -40,5 +67,11 @@ impl Connection {
     /// Sends a notice; a host that is gone is no reason to stop.
     pub(super) fn send(&mut self, notice: &Notice) {
         let _ = self.0.write_all(notice.to_line().as_bytes());
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }

@@ -12,6 +12,7 @@ use std::panic::AssertUnwindSafe;
 use std::process::exit;
 use std::time::Duration;
 
+use msb_protocol::identity::GuestConfig;
 use msb_protocol::notice::Notice;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, WaitOptions};
@@ -24,6 +25,7 @@ mod disks;
 mod host;
 mod identity;
 mod mounts;
+mod renewal;
 mod root;
 mod shutdown;
 mod signals;
@@ -64,6 +66,9 @@ pub enum InitError {
         /// Why.
         source: io::Error,
     },
+    /// The host did not say who a restored guest is.
+    #[error("cannot receive a new identity from the host")]
+    Renewal(#[source] io::Error),
     /// No signals, so nothing would ever be reaped.
     #[error("cannot receive signals")]
     Signals(#[source] io::Error),
@@ -82,6 +87,8 @@ pub fn run() -> ! {
 }
 
 struct Init {
+    /// Guest uptime when PID 1 started.
+    started: Duration,
     signals: Signals,
     listener: VsockListener,
     host: Option<host::Connection>,
@@ -89,6 +96,13 @@ struct Init {
     root: Option<root::Writable>,
     sessions: HashSet<Pid>,
     paused: bool,
+}
+
+/// What there is to do.
+struct Ready {
+    signalled: bool,
+    connected: bool,
+    host: bool,
 }
 
 /// What a turn of the loop ended with.
@@ -110,11 +124,7 @@ impl Init {
         if root.is_some() {
             root::name(&identity.config.hostname);
         }
-        let mut settings = Settings::new(&identity.host_key, &identity.authorized_keys)?
-            .with_environment(identity.config.environment)
-            .with_features(identity.config.ssh)
-            .with_image(identity.config.image)
-            .with_guest_end(ask_to_end);
+        let mut settings = settings(&identity.host_key, &identity.authorized_keys, identity.config)?;
         if let Some(certificate) = identity.host_certificate {
             settings = settings.with_host_certificate(&certificate)?;
         }
@@ -122,12 +132,9 @@ impl Init {
         let listener = VsockListener::bind_with_cid_port(vsock::VMADDR_CID_ANY, port)
             .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
             .map_err(|source| InitError::Listen { port, source })?;
-        let host = host::Connection::open(&Notice::Ready {
-            agent: env!("CARGO_PKG_VERSION").into(),
-            init_us: micros(started),
-            ready_us: micros(system::uptime()),
-        });
+        let host = host::Connection::open(&ready(started));
         Ok(Self {
+            started,
             signals,
             listener,
             host,
@@ -158,7 +165,11 @@ impl Init {
     }
 
     fn turn(&mut self) -> Turn {
-        let (signalled, connected) = self.wait();
+        let Ready {
+            signalled,
+            connected,
+            host,
+        } = self.wait();
         if signalled {
             while let Some(request) = self.signals.next() {
                 match request {
@@ -167,25 +178,60 @@ impl Init {
                 }
             }
         }
+        if host && self.host.as_mut().is_some_and(host::Connection::has_ended) {
+            return self.follow_host();
+        }
         if connected { self.accept() } else { Turn::Again }
     }
 
-    /// Waits for a signal or a connection.
-    fn wait(&mut self) -> (bool, bool) {
+    /// Waits for a signal, a connection, or the end of that to the host.
+    fn wait(&mut self) -> Ready {
         let signals = PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN);
         let listener = PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN);
-        let mut fds = [signals, listener];
-        let (watched, timeout) = if self.paused {
-            (1, Some(&ACCEPT_PAUSE))
-        } else {
-            (2, None)
-        };
+        let host = self
+            .host
+            .as_ref()
+            .map(|host| PollFd::from_borrowed_fd(host.as_fd(), PollFlags::IN));
+        let timeout = self.paused.then_some(&ACCEPT_PAUSE);
+        let listener = (!self.paused).then_some(listener);
+        let watched = [Some(signals), listener, host];
+        let mut fds: Vec<PollFd<'_>> = watched.iter().flatten().cloned().collect();
         // An interrupted poll is another turn of the loop.
-        let _ = rustix::event::poll(&mut fds[..watched], timeout);
-        let ready = |index: usize| !fds[index].revents().is_empty();
-        let ready = (ready(0), ready(1));
+        let _ = rustix::event::poll(&mut fds, timeout);
+        let mut results = fds.iter().map(|fd| !fd.revents().is_empty());
+        let mut next = |fd: &Option<PollFd<'_>>| fd.is_some() && results.next().unwrap_or(false);
+        let [signalled, connected, host] = watched.each_ref().map(&mut next);
         self.paused = false;
-        ready
+        Ready {
+            signalled,
+            connected,
+            host,
+        }
+    }
+
+    /// The connection to the host has ended. In a restored guest all have, and the host waits to say who it is now; until
+    /// then it serves nobody.
+    fn follow_host(&mut self) -> Turn {
+        self.host = host::Connection::reopen();
+        let Some(host) = &mut self.host else {
+            return Turn::Again;
+        };
+        let renewed = host
+            .renewal()
+            .map_err(InitError::Renewal)
+            .and_then(|renewal| Ok(renewal::apply(renewal)?));
+        match renewed {
+            Ok(settings) => {
+                self.settings = settings;
+                host.send(&ready(self.started));
+                Turn::Again
+            }
+            Err(error) => {
+                // It would be taken for the guest that it was saved from.
+                degraded("a restored guest that does not learn who it is cannot go on", &error);
+                Turn::End(Request::End("restore"))
+            }
+        }
     }
 
     fn reap(&mut self) {
@@ -237,6 +283,22 @@ fn serve(stream: OwnedFd, settings: Settings) -> ! {
 /// How a session asks PID 1 to end the guest.
 fn ask_to_end() {
     let _ = rustix::process::kill_process(Pid::INIT, rustix::process::Signal::TERM);
+}
+
+fn settings(host_key: &[u8], authorized_keys: &[u8], config: GuestConfig) -> Result<Settings, session::SettingsError> {
+    Ok(Settings::new(host_key, authorized_keys)?
+        .with_environment(config.environment)
+        .with_features(config.ssh)
+        .with_image(config.image)
+        .with_guest_end(ask_to_end))
+}
+
+fn ready(started: Duration) -> Notice {
+    Notice::Ready {
+        agent: env!("CARGO_PKG_VERSION").into(),
+        init_us: micros(started),
+        ready_us: micros(system::uptime()),
+    }
 }
 
 fn micros(duration: Duration) -> u64 {

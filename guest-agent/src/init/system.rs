@@ -30,7 +30,8 @@ pub(super) fn prepare(config: &GuestConfig) {
             degraded(what, &error);
         }
     };
-    report("cannot set the clock", set_clock(config.realtime));
+    // The host wrote the time just before it started the guest, so the guest's uptime has passed since.
+    report("cannot set the clock", set_clock(config.realtime, uptime()));
     report("cannot set the host name", set_hostname(&config.hostname));
     report(
         "cannot raise the limit of open files",
@@ -39,17 +40,17 @@ pub(super) fn prepare(config: &GuestConfig) {
     report("cannot bring up the loopback interface", loopback_up());
 }
 
-/// The host wrote the time just before it started the guest, so the guest's uptime has passed since.
-fn set_clock((seconds, nanoseconds): (u64, u32)) -> io::Result<()> {
+/// Sets the clock to a time of the host that is `since` ago.
+pub(super) fn set_clock((seconds, nanoseconds): (u64, u32), since: Duration) -> io::Result<()> {
     if seconds == 0 {
         return Ok(());
     }
-    let now = Duration::new(seconds, nanoseconds).saturating_add(uptime());
+    let now = Duration::new(seconds, nanoseconds).saturating_add(since);
     let now = Timespec::try_from(now).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     Ok(rustix::time::clock_settime(ClockId::Realtime, now)?)
 }
 
-fn set_hostname(name: &str) -> io::Result<()> {
+pub(super) fn set_hostname(name: &str) -> io::Result<()> {
     if name.is_empty() {
         return Ok(());
     }

@@ -13,6 +13,7 @@ mod error;
 mod events;
 mod exec;
 mod filter;
+mod fork;
 mod image;
 mod inspect;
 mod kill;
@@ -20,12 +21,16 @@ mod location;
 mod logs;
 mod ls;
 mod output;
+mod pause;
 mod processes;
 mod progress;
 mod ps;
+mod restore;
+mod resume;
 mod rm;
 mod run;
 mod session;
+mod snapshot;
 mod spec_args;
 mod ssh;
 mod ssh_bridge;
@@ -72,6 +77,11 @@ enum Verb {
     Start(start::StartArgs),
     Stop(stop::StopArgs),
     Kill(kill::KillArgs),
+    Pause(pause::PauseArgs),
+    Resume(resume::ResumeArgs),
+    Fork(fork::ForkArgs),
+    Snapshot(snapshot::SnapshotArgs),
+    Restore(restore::RestoreArgs),
     Rm(rm::RmArgs),
     Ls(ls::LsArgs),
     Inspect(inspect::InspectArgs),
@@ -189,6 +199,11 @@ fn dispatch(verb: Verb, began_us: u64) -> Result<u8, CliError> {
         Verb::Start(args) => start::run(&args, &context),
         Verb::Stop(args) => stop::run(&args, &context),
         Verb::Kill(args) => kill::run(&args, &context),
+        Verb::Pause(args) => pause::run(&args, &context),
+        Verb::Resume(args) => resume::run(&args, &context),
+        Verb::Fork(args) => fork::run(&args, &context),
+        Verb::Snapshot(args) => snapshot::run(&args, &context),
+        Verb::Restore(args) => restore::run(&args, &context),
         Verb::Rm(args) => rm::run(&args, &context),
         Verb::Ls(args) => ls::run(&args, &context),
         Verb::Inspect(args) => inspect::run(&args, &context),

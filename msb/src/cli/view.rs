@@ -71,7 +71,7 @@ impl SandboxView {
         let spec = config.spec.clone();
         let latest: Option<RunRecord> = files::read_json(&sandbox.dir().run())?;
         let ready = match &state {
-            State::Running { ready, .. } => Some(ready.clone()),
+            State::Running { ready, .. } | State::Paused { ready, .. } => Some(ready.clone()),
             _ => None,
         };
         let exit = state.exit();

@@ -15,6 +15,24 @@ use super::JailError;
 const KVM_RUN: u64 = 0xae80;
 /// `_IOR(KVMIO, 0x81, struct kvm_regs)`.
 const KVM_GET_REGS: u64 = 0x8090_ae81;
+/// What tells the state of a vCPU and its VM, in the order of their numbers: `KVM_GET_IRQCHIP`, `_CLOCK`, `_SREGS`,
+/// `_MSRS`, `_LAPIC`, `_MP_STATE`, `_VCPU_EVENTS`, `_PIT2`, `_DEBUGREGS`, `_TSC_KHZ`, `_XSAVE`, `_XCRS`; and
+/// `KVM_KVMCLOCK_CTRL`, which tells a guest that it was paused.
+const KVM_SAVE: [u64; 13] = [
+    0xc208_ae62,
+    0x8030_ae7c,
+    0x8138_ae83,
+    0xc008_ae88,
+    0x8400_ae8e,
+    0x8004_ae98,
+    0x8040_ae9f,
+    0x8070_ae9f,
+    0x8080_aea1,
+    0xaea3,
+    0x9000_aea4,
+    0x8188_aea6,
+    0xaead,
+];
 /// `_IOW(KVMIO, 0x8b, struct kvm_signal_mask)`.
 const KVM_SET_SIGNAL_MASK: u64 = 0x4004_ae8b;
 
@@ -63,13 +81,17 @@ const DEVICE: &[libc::c_long] = &[
     libc::SYS_timerfd_settime,
 ];
 
-/// Events of the bus; duplicates of queue notifications at activation.
-const VCPU: &[libc::c_long] = &[libc::SYS_fcntl, libc::SYS_read];
+/// Events of the bus; duplicates of queue notifications at activation; the signals that called it out of the guest.
+const VCPU: &[libc::c_long] = &[libc::SYS_fcntl, libc::SYS_read, libc::SYS_rt_sigtimedwait];
 
-/// Threads that start, the filters they narrow to, the talk with the keeper.
+/// Threads that start, the filters they narrow to, the talk with the keeper, files that the guest is saved to.
 const CONTROL: &[libc::c_long] = &[
+    libc::SYS_ftruncate,
+    libc::SYS_lseek,
     libc::SYS_poll,
     libc::SYS_ppoll,
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
     libc::SYS_rseq,
     libc::SYS_seccomp,
     libc::SYS_set_robust_list,
@@ -112,7 +134,11 @@ impl Filters {
         let ioctls = [KVM_RUN, KVM_GET_REGS, KVM_SET_SIGNAL_MASK];
         process.insert(
             libc::SYS_ioctl,
-            ioctls.into_iter().map(ioctl).collect::<Result<_, _>>()?,
+            ioctls
+                .into_iter()
+                .chain(KVM_SAVE)
+                .map(ioctl)
+                .collect::<Result<_, _>>()?,
         );
         let names = [libc::PR_SET_NAME, libc::PR_SET_NO_NEW_PRIVS];
         let names = names.map(|option| rule(0, SeccompCmpOp::Eq, u64::from(option.unsigned_abs())));

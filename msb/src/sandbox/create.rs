@@ -75,21 +75,33 @@ impl Sandbox {
     ) -> Result<(Self, Option<RunLock>), CreateError> {
         let spec = spec.validated()?;
         let keys = accepted_keys(store, authorized_keys)?;
-        // The image cannot be removed before the store knows of its sandbox.
-        let images = store.images();
-        let image = spec.image.as_ref();
-        let _pinned = image.map(|image| images.pin(&image.id)).transpose()?;
+        Self::insert_with(store, &keys, transient, |_| spec.clone())
+    }
+
+    /// Puts a sandbox into the store that accepts `authorized_keys`. What it is to be is known to be right, and may depend
+    /// on its id.
+    pub(super) fn insert_with(
+        store: &Store,
+        authorized_keys: &[u8],
+        transient: bool,
+        spec: impl Fn(&SandboxId) -> SandboxSpec,
+    ) -> Result<(Self, Option<RunLock>), CreateError> {
         loop {
+            let id = SandboxId::random().map_err(CreateError::Random)?;
             let config = Config {
-                id: SandboxId::random().map_err(CreateError::Random)?,
                 created_at: Timestamp::now(),
-                spec: spec.clone(),
+                spec: spec(&id),
+                id,
             };
+            // The image cannot be removed before the store knows of its sandbox.
+            let images = store.images();
+            let image = config.spec.image.as_ref();
+            let _pinned = image.map(|image| images.pin(&image.id)).transpose()?;
             let host_key = KeyPair::generate_ed25519(&format!("host key of {}.msb", config.label()))?;
             let new = NewSandbox {
                 config: &config,
                 host_key: &host_key,
-                authorized_keys: &keys,
+                authorized_keys,
             };
             match store.insert(new, transient) {
                 // The ids are random: another one has another user.

@@ -1,10 +1,13 @@
 //! A sandbox, from its creation to its removal.
 
+mod clone;
 pub mod config;
+pub mod control;
 mod create;
 pub mod process;
 pub mod processes;
 pub mod records;
+pub mod saved;
 pub mod spec;
 pub mod ssh;
 pub mod start;

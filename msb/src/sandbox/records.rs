@@ -55,6 +55,15 @@ pub struct ReadyRecord {
     pub timings: Timings,
 }
 
+/// The content of `paused.json`: the guest stands still until it is told to go on.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct PauseRecord {
+    /// The run this is about.
+    pub run_id: String,
+    /// Since when.
+    pub paused_at: Timestamp,
+}
+
 /// The content of `exit.json`: how a run ended.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct ExitRecord {

@@ -12,7 +12,7 @@ use crate::assets::{self, Assets, AssetsError};
 use crate::store::lock::RunLock;
 use crate::store::{StoreError, files};
 use crate::vmm_process::args::{Lifetime, VmmArgs};
-use crate::vmm_process::spawn::{self, SpawnError};
+use crate::vmm_process::spawn::{self, Saved, SpawnError};
 use crate::vmm_process::status::{StatusDecoder, StatusError, StatusEvent};
 
 /// How much of the VMM process's log is searched for its last words, in bytes.
@@ -97,6 +97,16 @@ impl Sandbox {
     /// # Errors
     /// When no VMM process can be started.
     pub fn start_held(&self, lock: RunLock, lifetime: Lifetime) -> Result<StartedSandbox, StartError> {
+        self.start_from(lock, lifetime, None)
+    }
+
+    /// Like [`Sandbox::start_held`], where a saved VM left off if there is one.
+    pub(super) fn start_from(
+        &self,
+        lock: RunLock,
+        lifetime: Lifetime,
+        saved: Option<Saved<'_>>,
+    ) -> Result<StartedSandbox, StartError> {
         let files = Assets::find(self.config().spec.kernel.as_deref())?;
         let layout = self.store().layout();
         let args = VmmArgs {
@@ -110,8 +120,9 @@ impl Sandbox {
             log: std::env::var("MSB_LOG").ok(),
             lock_fd: -1,
             status_fd: -1,
+            saved: None,
         };
-        let status = spawn::spawn(&assets::vmm_program()?, args, lock, &self.dir().vmm_log())?;
+        let status = spawn::spawn(&assets::vmm_program()?, args, lock, saved, &self.dir().vmm_log())?;
         status.set_nonblocking(true).map_err(StartError::Read)?;
         let status = UnixStream::from_std(status).map_err(StartError::Read)?;
         Ok(StartedSandbox {

@@ -1,6 +1,6 @@
 //! The state of a sandbox: derived from its lock and its records, never stored.
 
-use super::records::{ExitReason, ExitRecord, ReadyRecord, RunRecord};
+use super::records::{ExitReason, ExitRecord, PauseRecord, ReadyRecord, RunRecord};
 use crate::store::files::{self, FileError};
 use crate::store::names::SandboxId;
 use crate::store::{Store, StoreError};
@@ -20,6 +20,13 @@ pub enum State {
     },
     /// It serves SSH.
     Running {
+        /// The run.
+        run: RunRecord,
+        /// When it was ready.
+        ready: ReadyRecord,
+    },
+    /// It was ready, and stands still until it is resumed.
+    Paused {
         /// The run.
         run: RunRecord,
         /// When it was ready.
@@ -48,6 +55,7 @@ impl State {
             Self::Created => "created",
             Self::Starting { .. } => "starting",
             Self::Running { .. } => "running",
+            Self::Paused { .. } => "paused",
             Self::Stopping { .. } => "stopping",
             Self::Stopped(_) => "stopped",
             Self::Crashed { .. } => "crashed",
@@ -57,7 +65,7 @@ impl State {
     /// The run of a VMM process that lives.
     pub fn run(&self) -> Option<&RunRecord> {
         match self {
-            Self::Running { run, .. } | Self::Stopping { run } => Some(run),
+            Self::Running { run, .. } | Self::Paused { run, .. } | Self::Stopping { run } => Some(run),
             Self::Starting { run } => run.as_ref(),
             _ => None,
         }
@@ -67,7 +75,7 @@ impl State {
     pub fn is_alive(&self) -> bool {
         matches!(
             self,
-            Self::Starting { .. } | Self::Running { .. } | Self::Stopping { .. }
+            Self::Starting { .. } | Self::Running { .. } | Self::Paused { .. } | Self::Stopping { .. }
         )
     }
 
@@ -95,6 +103,7 @@ impl State {
 struct Records {
     run: Option<RunRecord>,
     ready: Option<ReadyRecord>,
+    paused: Option<PauseRecord>,
     exit: Option<ExitRecord>,
 }
 
@@ -127,6 +136,7 @@ fn read_records(store: &Store, id: &SandboxId) -> Result<Records, FileError> {
     Ok(Records {
         run: files::read_json(&dir.run())?,
         ready: files::read_json(&dir.ready())?,
+        paused: files::read_json(&dir.paused())?,
         exit: files::read_json(&dir.exit())?,
     })
 }
@@ -141,8 +151,10 @@ fn derive(held: bool, records: Records) -> State {
     };
     let ready = records.ready.filter(|ready| ready.run_id == run.run_id);
     let exit = records.exit.filter(|exit| exit.run_id == run.run_id);
+    let is_paused = records.paused.is_some_and(|paused| paused.run_id == run.run_id);
     match (held, exit, ready) {
         (true, Some(_), _) => State::Stopping { run },
+        (true, None, Some(ready)) if is_paused => State::Paused { run, ready },
         (true, None, Some(ready)) => State::Running { run, ready },
         (true, None, None) => State::Starting { run: Some(run) },
         (false, Some(exit), _) => ended(exit),
@@ -230,7 +242,12 @@ mod tests {
             (false, run("a"), None, None, "crashed"),
         ];
         for (held, run, ready, exit, word) in cases {
-            let records = Records { run, ready, exit };
+            let records = Records {
+                run,
+                ready,
+                exit,
+                paused: None,
+            };
             let state = derive(held, records.clone());
             assert_eq!(state.word(), word, "held: {held}, {records:?}");
             assert_eq!(state.is_alive(), held);
@@ -238,11 +255,35 @@ mod tests {
     }
 
     #[test]
+    fn a_pause_is_of_one_run_and_ends_with_it() {
+        let records = |pause: &str, exit| Records {
+            run: run("a"),
+            ready: ready("a"),
+            paused: Some(PauseRecord {
+                run_id: pause.into(),
+                paused_at: Timestamp::UNIX_EPOCH,
+            }),
+            exit,
+        };
+        let paused = derive(true, records("a", None));
+        assert!(paused.word() == "paused" && paused.is_alive() && paused.run().is_some());
+        assert_eq!(derive(true, records("old", None)).word(), "running");
+        assert_eq!(
+            derive(true, records("a", exit("a", ExitReason::Killed))).word(),
+            "stopping"
+        );
+        assert_eq!(
+            derive(false, records("a", exit("a", ExitReason::Killed))).word(),
+            "stopped"
+        );
+    }
+
+    #[test]
     fn a_crash_says_why_as_far_as_anybody_knows() {
         let records = Records {
             run: run("a"),
             exit: exit("a", ExitReason::GuestReset),
-            ready: None,
+            ..Records::default()
         };
         assert_eq!(derive(false, records).message(), Some("why"));
         let records = Records {

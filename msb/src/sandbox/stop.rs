@@ -68,6 +68,10 @@ impl Sandbox {
         let Some((run, process)) = self.process()? else {
             return Ok(StopOutcome::NotRunning);
         };
+        // A guest that stands still shuts nothing down. If it cannot go on, it is killed like one that does not answer.
+        if matches!(self.state()?, State::Paused { .. }) {
+            let _ = self.resume();
+        }
         let deadline = Instant::now() + timeout;
         let asked = match tokio::time::timeout(timeout, self.request_shutdown()).await {
             Ok(result) => result.err(),

@@ -140,6 +140,11 @@ impl Layout {
         self.sockets(id).join("v.sock")
     }
 
+    /// Where the running sandbox is controlled.
+    pub fn control(&self, id: &SandboxId) -> PathBuf {
+        self.sockets(id).join("c.sock")
+    }
+
     /// Where the VMM takes connections of the guest to `port` of its host.
     pub fn vsock_listener(&self, id: &SandboxId, port: u32) -> PathBuf {
         self.sockets(id).join(format!("v.sock_{port}"))
@@ -196,6 +201,11 @@ impl SandboxDir {
     /// When the latest run served SSH.
     pub fn ready(&self) -> PathBuf {
         self.0.join("ready.json")
+    }
+
+    /// That the latest run is paused.
+    pub fn paused(&self) -> PathBuf {
+        self.0.join("paused.json")
     }
 
     /// How the latest run ended.

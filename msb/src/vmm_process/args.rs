@@ -34,6 +34,17 @@ pub struct VmmArgs {
     pub lock_fd: RawFd,
     /// The descriptor of the socket to the starter.
     pub status_fd: RawFd,
+    /// What the guest goes on from, if it does not boot.
+    pub saved: Option<SavedFds>,
+}
+
+/// Descriptors of the files of a saved VM.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub struct SavedFds {
+    /// Of its state.
+    pub state: RawFd,
+    /// Of its memory.
+    pub memory: RawFd,
 }
 
 /// What becomes of a sandbox when its starter ends.

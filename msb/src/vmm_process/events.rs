@@ -1,4 +1,4 @@
-//! What happens around a running VM: signals, the end of the starter, the agent's notices.
+//! What happens around a running VM: signals, the end of the starter, commands, the agent's notices.
 
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -11,7 +11,8 @@ use rustix::io::Errno;
 
 use super::args::Lifetime;
 use super::console::ConsolePump;
-use super::machine::Machine;
+use super::control::server::{ControlServer, Effect};
+use super::machine::{Heard, Machine};
 use super::notices::Notices;
 use super::outcome::Observed;
 use super::signals::Signals;
@@ -25,7 +26,7 @@ const MAX_LEFT: usize = 1024;
 
 /// Watches until the VM has ended.
 #[derive(Debug)]
-pub(super) struct Watcher<'a, R> {
+pub(super) struct Watcher<'a> {
     /// Ask for the end of this process.
     pub(super) signals: Signals,
     /// Ends with the starter; carries nothing.
@@ -37,12 +38,31 @@ pub(super) struct Watcher<'a, R> {
     /// What the guest writes to its console.
     pub(super) console: &'a mut ConsolePump,
     /// The VM.
-    pub(super) machine: &'a Machine,
-    /// Told of the agent's first word: its version, guest uptime at PID 1 and at readiness.
-    pub(super) on_ready: R,
+    pub(super) machine: &'a mut Machine,
+    /// Who tells the VM to stand still, to go on, to be saved.
+    pub(super) control: ControlServer,
+    /// Told of what the sandbox's records shall say.
+    pub(super) told: &'a dyn Told,
+    /// Whether the guest was restored and has not been told yet who it is.
+    pub(super) owes_identity: bool,
 }
 
-impl<R: FnMut(&str, u64, u64)> Watcher<'_, R> {
+/// What the watcher tells of the guest.
+pub(super) trait Told: std::fmt::Debug {
+    /// The agent's first word: its version, guest uptime at PID 1 and at readiness in microseconds.
+    fn ready(&self, agent: &str, init_us: u64, ready_us: u64);
+
+    /// The guest stands still, or goes on.
+    fn paused(&self, paused: bool);
+
+    /// The message that says who a restored guest is.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    fn identity(&self) -> io::Result<Vec<u8>>;
+}
+
+impl Watcher<'_> {
     /// Returns what was seen when the VM has ended.
     pub(super) fn run(mut self) -> Observed {
         let mut observed = Observed::default();
@@ -74,8 +94,13 @@ impl<R: FnMut(&str, u64, u64)> Watcher<'_, R> {
             if ready.console {
                 self.console.take();
             }
+            if ready.control {
+                let effect = self.control.on_input();
+                self.follow(effect);
+            }
+            let ended = ready.machine && self.hear_machine();
             // What the guest said last has arrived by the time its VM is gone: the notices come after that question.
-            if ready.vm_ended {
+            if ended {
                 for _ in 0..MAX_LEFT {
                     if !self.take_notices(&mut observed) {
                         break;
@@ -98,6 +123,7 @@ impl<R: FnMut(&str, u64, u64)> Watcher<'_, R> {
             starter,
             self.notices.fd(),
             self.console.fd(),
+            self.control.fd(),
             Some(self.machine.fd()),
         ];
         let mut fds: Vec<PollFd<'_>> = watched.iter().flatten().map(input_of).collect();
@@ -108,14 +134,50 @@ impl<R: FnMut(&str, u64, u64)> Watcher<'_, R> {
         poll(&mut fds, left.as_ref())?;
         let mut results = fds.iter().map(|fd| !fd.revents().is_empty());
         let mut next = |fd: &Option<BorrowedFd<'_>>| fd.is_some() && results.next().unwrap_or(false);
-        let [signals, starter, notices, console, vm_ended] = watched.each_ref().map(&mut next);
+        let [signals, starter, notices, console, control, machine] = watched.each_ref().map(&mut next);
         Ok(Ready {
             signals,
             starter,
             notices,
             console,
-            vm_ended,
+            control,
+            machine,
         })
+    }
+
+    /// True when the VM has ended.
+    fn hear_machine(&mut self) -> bool {
+        loop {
+            match self.machine.hear() {
+                Heard::End => return true,
+                Heard::Answer(answer) => {
+                    let effect = self.control.answered(&answer);
+                    self.follow(effect);
+                    self.control.answer(&answer);
+                }
+            }
+            if !self.machine.has_more() {
+                return false;
+            }
+        }
+    }
+
+    fn follow(&mut self, effect: Effect) {
+        match effect {
+            Effect::None => {}
+            Effect::Forward(request, command) => self.machine.tell(command, &request.files),
+            Effect::Paused(paused) => self.told.paused(paused),
+        }
+    }
+
+    fn tell_identity(&mut self) {
+        if !std::mem::take(&mut self.owes_identity) {
+            return;
+        }
+        let told = self.told.identity().and_then(|message| self.notices.send(&message));
+        if let Err(error) = told {
+            tracing::error!(%error, "cannot tell the guest who it is");
+        }
     }
 
     fn starter_ended(&self) -> bool {
@@ -151,9 +213,10 @@ impl<R: FnMut(&str, u64, u64)> Watcher<'_, R> {
                 ready_us,
             } if !observed.ready => {
                 observed.ready = true;
-                (self.on_ready)(&agent, init_us, ready_us);
+                self.told.ready(&agent, init_us, ready_us);
             }
             Notice::Ready { .. } => {}
+            Notice::Restored => self.tell_identity(),
             Notice::ShuttingDown => observed.shutting_down = true,
         }
     }
@@ -218,7 +281,8 @@ struct Ready {
     starter: bool,
     notices: bool,
     console: bool,
-    vm_ended: bool,
+    control: bool,
+    machine: bool,
 }
 
 fn input_of<'fd>(fd: &BorrowedFd<'fd>) -> PollFd<'fd> {

@@ -1,20 +1,23 @@
 //! The VM's own process: the keeper forks it, and it goes to jail before the guest runs.
 //!
-//! Between the two is a socket. The machine says in JSON lines what became of it; the keeper says nothing, and its end of
-//! the socket asks the machine to end.
+//! Between the two is a socket. The machine says in JSON lines what became of it and of what it was told; the keeper says
+//! what [`super::control`] knows, and its end of the socket asks the machine to end.
 
+use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Duration;
 
-use msb_vmm::{Console, OnThread, RunningVm, VmConfig, VmHandle};
+use msb_vmm::{Console, OnThread, RunningVm, VmConfig};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, set_parent_process_death_signal, waitpid};
 use serde::{Deserialize, Serialize};
 
+use super::control::{self, Answer, Command, Request};
 use super::outcome::VmEnd;
 use super::surroundings::Surroundings;
-use super::vm;
+use super::vm::{self, SavedFiles};
 use crate::jail::namespaces::{self, Forked};
 use crate::jail::{self, Layers};
 use crate::report;
@@ -23,12 +26,17 @@ use crate::timings::now_us;
 /// The longest line, in bytes, with its newline: an end carries a message.
 const MAX_LINE: usize = 64 * 1024;
 
+/// How long the machine may take for the rest of a line.
+const LINE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// What the machine says.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 enum Report {
     /// The guest runs, jailed.
     Started(Started),
+    /// What it was told was done, or not.
+    Answer(Answer),
     /// The guest ended, or could not start.
     Ended(VmEnd),
 }
@@ -49,6 +57,8 @@ pub(super) struct Started {
 pub(super) struct Plan {
     /// The VM.
     pub(super) config: VmConfig,
+    /// What it goes on from, if it does not boot.
+    pub(super) saved: Option<SavedFiles>,
     /// What it is confined to.
     pub(super) surroundings: Surroundings,
 }
@@ -59,6 +69,17 @@ pub(super) struct Machine {
     pid: Pid,
     socket: UnixStream,
     pending: Vec<u8>,
+    /// How it ended, once it said so.
+    end: Option<VmEnd>,
+}
+
+/// What the keeper hears while the guest runs.
+#[derive(Debug)]
+pub(super) enum Heard {
+    /// The machine's answer to a command.
+    Answer(Answer),
+    /// It has ended.
+    End,
 }
 
 impl Machine {
@@ -81,6 +102,7 @@ impl Machine {
                 pid,
                 socket: ours,
                 pending: Vec::new(),
+                end: None,
             }),
         }
     }
@@ -90,7 +112,7 @@ impl Machine {
         self.pid
     }
 
-    /// Readable when the machine has ended, once it has started.
+    /// Readable when the machine has something to say.
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
@@ -103,8 +125,33 @@ impl Machine {
         match self.next_report() {
             Some(Report::Started(started)) => Ok(started),
             Some(Report::Ended(end)) => Err(end),
-            None => Err(self.died()),
+            Some(Report::Answer(_)) | None => Err(self.died()),
         }
+    }
+
+    /// Gives the machine a command.
+    pub(super) fn tell(&self, command: Command, files: &[OwnedFd]) {
+        let files: Vec<_> = files.iter().map(OwnedFd::as_fd).collect();
+        // A machine that is gone says so by its end.
+        let _ = control::send(&self.socket, command, &files);
+    }
+
+    /// Hears what the machine says. One that does not finish its line is as good as dead.
+    pub(super) fn hear(&mut self) -> Heard {
+        let _ = self.socket.set_read_timeout(Some(LINE_TIMEOUT));
+        match self.next_report() {
+            Some(Report::Answer(answer)) => Heard::Answer(answer),
+            Some(Report::Ended(end)) => {
+                self.end = Some(end);
+                Heard::End
+            }
+            Some(Report::Started(_)) | None => Heard::End,
+        }
+    }
+
+    /// Whether more was heard than was asked for: nothing more need come for [`Self::hear`] to return.
+    pub(super) fn has_more(&self) -> bool {
+        self.pending.contains(&b'\n')
     }
 
     /// Asks the machine to end.
@@ -121,11 +168,8 @@ impl Machine {
 
     /// Waits until the machine has ended, and says how.
     pub(super) fn ended(&mut self) -> VmEnd {
-        let reported = match self.next_report() {
-            Some(Report::Ended(end)) => Some(end),
-            Some(Report::Started(_)) | None => None,
-        };
-        match reported {
+        while self.end.is_none() && matches!(self.hear(), Heard::Answer(_)) {}
+        match self.end.take() {
             Some(end) => {
                 // It has nothing left to do but to end; one that the guest has taken over may not.
                 let _ = rustix::process::kill_process(self.pid, Signal::KILL);
@@ -196,6 +240,9 @@ fn prepare(plan: &Plan, keeper: &UnixStream) -> io::Result<()> {
     if let Console::Stream(stream) = &plan.config.console {
         kept.push(stream.as_raw_fd());
     }
+    if let Some(SavedFiles { state, memory }) = &plan.saved {
+        kept.extend([state.as_raw_fd(), memory.as_raw_fd()]);
+    }
     close_all_but(&mut kept)
 }
 
@@ -214,7 +261,7 @@ fn close_all_but(kept: &mut [RawFd]) -> io::Result<()> {
 }
 
 fn start(plan: &Plan, in_namespaces: bool) -> Result<(RunningVm, Started), String> {
-    let machine = vm::build(&plan.config)?;
+    let machine = vm::build(&plan.config, plan.saved.as_ref())?;
     let built_us = now_us();
     let (layers, filters) =
         jail::enter(&plan.surroundings.confinement, in_namespaces).map_err(|error| report::one_line(&error))?;
@@ -230,31 +277,53 @@ fn start(plan: &Plan, in_namespaces: bool) -> Result<(RunningVm, Started), Strin
     Ok((running, started))
 }
 
-/// Sees a VM to its end, or ends it when the keeper asks.
+/// Sees a VM to its end, or ends it when the keeper asks, and does what the keeper tells.
 fn attend(running: RunningVm, started: Started, keeper: &UnixStream) -> VmEnd {
     send(keeper, &Report::Started(started));
-    let handle = running.handle();
-    let asked = match keeper.try_clone() {
-        Ok(asked) => asked,
-        Err(error) => return VmEnd::Failed(format!("cannot watch the VM's keeper: {error}")),
-    };
-    let watch = std::thread::Builder::new().name("msb-control".into());
-    if let Err(error) = watch.spawn(move || stop_when_asked(asked, &handle)) {
-        return VmEnd::Failed(format!("cannot start a thread for the VM: {error}"));
-    }
-    let exit = running.wait();
+    let exit = std::thread::scope(|scope| {
+        let control = std::thread::Builder::new().name("msb-control".into());
+        control.spawn_scoped(scope, || obey(keeper, &running))?;
+        let exit = running.wait();
+        // Nobody obeys any more.
+        let _ = keeper.shutdown(std::net::Shutdown::Read);
+        Ok::<_, io::Error>(exit)
+    });
     // With the VM its connections end, so that nothing more can come from the agent when its end is known.
     drop(running);
-    vm::end(exit)
+    match exit {
+        Ok(exit) => vm::end(exit),
+        Err(error) => VmEnd::Failed(format!("cannot start a thread for the VM: {error}")),
+    }
 }
 
-fn stop_when_asked(mut keeper: UnixStream, handle: &VmHandle) {
-    let mut byte = [0];
-    loop {
-        match keeper.read(&mut byte) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Ok(_) | Err(_) => return handle.stop(),
+/// Carries out what the keeper tells, until it says no more: then the VM ends.
+fn obey(keeper: &UnixStream, vm: &RunningVm) {
+    while let Ok(Some(request)) = control::receive(keeper) {
+        let answer = match carry_out(request, vm) {
+            Ok(()) => Answer::Done,
+            Err(message) => Answer::Refused(message),
+        };
+        send(keeper, &Report::Answer(answer));
+    }
+    vm.handle().stop();
+}
+
+fn carry_out(Request { command, files }: Request, vm: &RunningVm) -> Result<(), String> {
+    let refused = |error: msb_vmm::PauseError| report::one_line(&error);
+    match command {
+        Some(Command::Pause) => vm.pause().map_err(refused),
+        Some(Command::Resume) => {
+            vm.resume();
+            Ok(())
         }
+        Some(Command::Save) => {
+            let [state, memory] = <[OwnedFd; 2]>::try_from(files).map_err(|_| "a saved VM needs two files")?;
+            vm.pause().map_err(refused)?;
+            let snapshot = vm.save(&File::from(memory)).map_err(refused)?;
+            let written = File::from(state).write_all(&snapshot.to_bytes());
+            written.map_err(|error| format!("cannot write the guest's state: {error}"))
+        }
+        None => Err("there is no such command".into()),
     }
 }
 

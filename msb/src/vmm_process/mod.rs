@@ -2,6 +2,7 @@
 
 pub mod args;
 mod console;
+pub mod control;
 mod events;
 mod machine;
 mod notices;
@@ -12,6 +13,7 @@ pub mod status;
 mod surroundings;
 mod vm;
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -20,10 +22,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use jiff::Timestamp;
 use msb_protocol::identity::{GuestConfig, ImageRoot};
+use msb_protocol::renewal::{ENTROPY, Renewal};
 
 use args::{Lifetime, VmmArgs};
 use console::ConsolePump;
-use events::Watcher;
+use control::server::ControlServer;
+use events::{Told, Watcher};
 use machine::{Machine, Plan};
 use notices::Notices;
 use outcome::{Observed, VmEnd};
@@ -34,7 +38,7 @@ use surroundings::SurroundingsError;
 use crate::identity::Identity;
 use crate::report;
 use crate::sandbox::Sandbox;
-use crate::sandbox::records::{ExitRecord, ProcessIdentity, ReadyRecord, RunRecord, VmProcess};
+use crate::sandbox::records::{ExitRecord, PauseRecord, ProcessIdentity, ReadyRecord, RunRecord, VmProcess};
 use crate::store::files::{self, FileError};
 use crate::store::layout::SandboxDir;
 use crate::store::lock::RunLock;
@@ -146,6 +150,8 @@ impl Run {
             source,
         })?;
         surroundings.let_connect(&path)?;
+        let path = layout.control(self.id());
+        let mut control = ControlServer::listen(&path).map_err(|source| SetUpError::Listen { path, source })?;
         let dir = self.dir();
         // The console is that of the latest run: an older panic would be taken for this one's.
         for log in [dir.console_log(), dir.older_console_log()] {
@@ -165,15 +171,26 @@ impl Run {
                 .map(|(image, writable)| (image.as_path(), writable.as_path())),
             vsock: &layout.vsock(self.id()),
         };
+        let saved = self.args.saved.map(|saved| vm::SavedFiles {
+            state: File::from(inherit(saved.state)),
+            memory: File::from(inherit(saved.memory)),
+        });
+        let is_restored = saved.is_some();
         let plan = Plan {
             config: vm::config(spec, vm_files, self.identity(&sandbox)?, sink),
+            saved,
             surroundings,
         };
         // SAFETY: this process has started no thread.
         let mut machine = unsafe { Machine::spawn(&plan) }.map_err(SetUpError::system("start a process for the VM"))?;
-        let Plan { config, surroundings } = plan;
+        control.refuse(machine.pid());
+        let Plan {
+            config,
+            saved,
+            surroundings,
+        } = plan;
         // The console ends with the machine, which has the other copy of its end.
-        drop(config);
+        drop((config, saved));
         let killed = events::await_start(&machine, &signals, &starter, self.args.lifetime)
             .map_err(|errno| SetUpError::system("wait for the VM")(errno.into()))?;
         let started = match machine.started() {
@@ -194,16 +211,15 @@ impl Run {
             lifetime: self.args.lifetime,
             notices,
             console: &mut console,
-            machine: &machine,
-            on_ready: |agent: &str, init_us, ready_us| {
-                let timings = Timings {
-                    ready_us: Some(now_us()),
-                    guest_init_us: Some(init_us),
-                    guest_ready_us: Some(ready_us),
-                    ..timings.clone()
-                };
-                self.announce_ready(agent, timings, &status);
+            machine: &mut machine,
+            control,
+            told: &Announcer {
+                run: self,
+                sandbox: &sandbox,
+                timings: timings.clone(),
+                status: &status,
             },
+            owes_identity: is_restored,
         };
         let observed = watcher.run();
         let end = surroundings.explain(machine.ended());
@@ -223,15 +239,14 @@ impl Run {
         Ok(files::replace_json(&self.dir().run(), &record)?)
     }
 
-    /// The archive that makes the guest this sandbox.
-    fn identity(&self, sandbox: &Sandbox) -> Result<Vec<u8>, SetUpError> {
-        let read = |path: PathBuf| files::read_optional(&path)?.ok_or(SetUpError::Absent(path));
+    /// What a guest is told of itself, now.
+    fn guest_config(sandbox: &Sandbox) -> GuestConfig {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let spec = &sandbox.config().spec;
         let image = spec.image.as_ref().map(|image| &image.config);
         let mut environment = image.map(|image| image.env.clone()).unwrap_or_default();
         environment.extend(spec.env.clone());
-        let config = GuestConfig {
+        GuestConfig {
             hostname: sandbox.label().to_owned(),
             environment,
             realtime: (now.as_secs(), now.subsec_nanos()),
@@ -240,8 +255,18 @@ impl Run {
                 user: image.user.clone(),
                 working_dir: image.working_dir.clone(),
             }),
-        };
-        let (host_key, authorized_keys) = (read(self.dir().host_key())?, read(self.dir().authorized_keys())?);
+        }
+    }
+
+    fn keys(&self) -> Result<(Vec<u8>, Vec<u8>), SetUpError> {
+        let read = |path: PathBuf| files::read_optional(&path)?.ok_or(SetUpError::Absent(path));
+        Ok((read(self.dir().host_key())?, read(self.dir().authorized_keys())?))
+    }
+
+    /// The archive that makes the guest this sandbox.
+    fn identity(&self, sandbox: &Sandbox) -> Result<Vec<u8>, SetUpError> {
+        let config = Self::guest_config(sandbox);
+        let (host_key, authorized_keys) = self.keys()?;
         let identity = Identity {
             host_key: &host_key,
             authorized_keys: &authorized_keys,
@@ -293,6 +318,59 @@ impl Run {
             status.send(&StatusEvent::Ended(record));
         }
         log_errors([recorded, cleaned]);
+    }
+}
+
+/// Writes down, and tells the starter, what the watcher sees.
+#[derive(Debug)]
+struct Announcer<'a> {
+    run: &'a Run,
+    sandbox: &'a Sandbox,
+    timings: Timings,
+    status: &'a StatusWriter,
+}
+
+impl Told for Announcer<'_> {
+    fn ready(&self, agent: &str, init_us: u64, ready_us: u64) {
+        let timings = Timings {
+            ready_us: Some(now_us()),
+            guest_init_us: Some(init_us),
+            guest_ready_us: Some(ready_us),
+            ..self.timings.clone()
+        };
+        self.run.announce_ready(agent, timings, self.status);
+    }
+
+    fn paused(&self, paused: bool) {
+        let path = self.run.dir().paused();
+        let recorded = match paused {
+            false => files::remove_optional(&path),
+            true => files::replace_json(
+                &path,
+                &PauseRecord {
+                    run_id: self.run.run_id.clone(),
+                    paused_at: Timestamp::now(),
+                },
+            ),
+        };
+        log_errors([recorded.map_err(StoreError::from)]);
+    }
+
+    fn identity(&self) -> io::Result<Vec<u8>> {
+        let (host_key, authorized_keys) = self.run.keys().map_err(io::Error::other)?;
+        let mut random = [0; ENTROPY + 16];
+        // Up to 256 bytes come whole or not at all (getrandom(2)).
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+        let (entropy, machine_id) = random.split_first_chunk().expect("it is longer");
+        Renewal {
+            entropy: *entropy,
+            machine_id: machine_id.iter().map(|byte| format!("{byte:02x}")).collect(),
+            host_key: String::from_utf8(host_key).map_err(io::Error::other)?,
+            // Comments are in any encoding.
+            authorized_keys: String::from_utf8_lossy(&authorized_keys).into_owned(),
+            config: Run::guest_config(self.sandbox),
+        }
+        .to_message()
     }
 }
 

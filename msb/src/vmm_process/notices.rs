@@ -1,11 +1,15 @@
 //! The agent's notices: one connection of the guest, bounded lines.
 
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use msb_protocol::notice::{MAX_LINE, Notice, NoticeError, NoticeReader};
+
+/// How long the agent may take for a message that its socket does not hold.
+const SEND_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The first connection is the agent's: it connects before anything else in the guest runs.
 #[derive(Debug)]
@@ -68,6 +72,20 @@ impl Notices {
         taken
     }
 
+    /// Sends the agent `message`, which it waits for.
+    ///
+    /// # Errors
+    /// When there is no agent, or it does not read.
+    pub(super) fn send(&mut self, message: &[u8]) -> io::Result<()> {
+        let Source::Connected { agent, .. } = &mut self.source else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        agent.set_nonblocking(false)?;
+        agent.set_write_timeout(Some(SEND_TIMEOUT))?;
+        agent.write_all(message)?;
+        agent.set_nonblocking(true)
+    }
+
     fn accept_and_read(&mut self) -> Result<Option<Vec<Notice>>, NoticesError> {
         if let Source::Listening(listener) = &self.source {
             let agent = match listener.accept() {
@@ -101,7 +119,6 @@ impl Notices {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write as _;
 
     fn listening() -> (tempfile::TempDir, PathBuf, Notices) {
         let dir = tempfile::tempdir().unwrap();
@@ -125,6 +142,17 @@ mod tests {
         drop(agent);
         assert_eq!(notices.take().unwrap(), None);
         assert!(notices.fd().is_none());
+    }
+
+    #[test]
+    fn what_an_agent_does_not_read_holds_nobody_for_long() {
+        let (_dir, path, mut notices) = listening();
+        assert!(notices.send(b"nobody").is_err());
+        let mut agent = UnixStream::connect(&path).unwrap();
+        notices.take().unwrap();
+        notices.send(b"hello").unwrap();
+        agent.read_exact(&mut [0; 5]).unwrap();
+        assert!(notices.send(&vec![0; 8 << 20]).is_err());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Starts a VMM process that lives on when its starter ends.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 use std::os::unix::net::UnixStream;
@@ -7,7 +8,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::args::{self, VmmArgs};
+use super::args::{self, SavedFds, VmmArgs};
 use crate::store::files::{self, FileError};
 use crate::store::lock::RunLock;
 
@@ -33,17 +34,37 @@ pub enum SpawnError {
     Arguments(#[source] serde_json::Error),
 }
 
-/// Executes `program` as a VMM process that inherits `lock`, and returns the socket to it. `args` gets the descriptors.
+/// Where a saved VM goes on from.
+#[derive(Clone, Copy, Debug)]
+pub struct Saved<'a> {
+    /// The state of everything but memory and disks.
+    pub state: &'a File,
+    /// The memory. It is mapped, and must not change as long as the VM lives.
+    pub memory: &'a File,
+}
+
+/// Executes `program` as a VMM process that inherits `lock` and what is `saved`, and returns the socket to it. `args` gets the descriptors.
 ///
 /// # Errors
 /// When there is no such process then; the lock is free again.
-pub fn spawn(program: &Path, mut args: VmmArgs, lock: RunLock, log: &Path) -> Result<UnixStream, SpawnError> {
+pub fn spawn(
+    program: &Path,
+    mut args: VmmArgs,
+    lock: RunLock,
+    saved: Option<Saved<'_>>,
+    log: &Path,
+) -> Result<UnixStream, SpawnError> {
     let log = files::create_log(log)?;
     let (ours, theirs) = UnixStream::pair().map_err(SpawnError::Socket)?;
     let error_log = log.try_clone().map_err(SpawnError::Socket)?;
     args.lock_fd = lock.as_fd().as_raw_fd();
     args.status_fd = theirs.as_raw_fd();
-    let inherited = [args.lock_fd, args.status_fd];
+    args.saved = saved.map(|saved| SavedFds {
+        state: saved.state.as_raw_fd(),
+        memory: saved.memory.as_raw_fd(),
+    });
+    let mut inherited = vec![args.lock_fd, args.status_fd];
+    inherited.extend(args.saved.iter().flat_map(|saved| [saved.state, saved.memory]));
     let json = serde_json::to_string(&args).map_err(SpawnError::Arguments)?;
 
     let mut command = Command::new(program);

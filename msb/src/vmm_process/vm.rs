@@ -1,8 +1,11 @@
 //! The VM of a sandbox, by the VMM library.
 
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use msb_vmm::{Console, DiskConfig, Initramfs, Vm, VmConfig, VmExit, VsockConfig};
+use msb_vmm::{Console, DiskConfig, Initramfs, Snapshot, Vm, VmConfig, VmExit, VsockConfig};
 
 use msb_protocol::identity::{IMAGE_SERIAL, TOOLS_SERIAL, WRITABLE_SERIAL};
 
@@ -25,6 +28,29 @@ pub(super) struct VmFiles<'a> {
     pub(super) root: Option<(&'a Path, &'a Path)>,
     /// The vsock device's socket.
     pub(super) vsock: &'a Path,
+}
+
+/// What a saved VM goes on from.
+#[derive(Debug)]
+pub(super) struct SavedFiles {
+    /// As [`Snapshot::to_bytes`] gave it.
+    pub(super) state: File,
+    /// The guest's memory, which is not written to.
+    pub(super) memory: File,
+}
+
+/// Reads a file from its start, whatever others do who share its position.
+struct FromStart<'a> {
+    file: &'a File,
+    position: u64,
+}
+
+impl Read for FromStart<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(buffer, self.position)?;
+        self.position += read as u64;
+        Ok(read)
+    }
 }
 
 /// The VM as the library wants it described.
@@ -66,12 +92,22 @@ pub(super) fn config(spec: &SandboxSpec, files: VmFiles<'_>, identity: Vec<u8>, 
     }
 }
 
-/// Sets the VM up.
+/// Sets the VM up, from its kernel or from where it was saved.
 ///
 /// # Errors
 /// In one line.
-pub(super) fn build(config: &VmConfig) -> Result<Vm, String> {
-    Vm::build(config).map_err(|error| crate::report::one_line(&error))
+pub(super) fn build(config: &VmConfig, saved: Option<&SavedFiles>) -> Result<Vm, String> {
+    let one_line = |error: &(dyn std::error::Error + 'static)| crate::report::one_line(error);
+    let Some(SavedFiles { state, memory }) = saved else {
+        return Vm::build(config).map_err(|error| one_line(&error));
+    };
+    let snapshot = Snapshot::read(FromStart {
+        file: state,
+        position: 0,
+    })
+    .map_err(|error| one_line(&error))?;
+    let memory = memory.try_clone().map_err(|error| one_line(&error))?;
+    Vm::restore(config, &snapshot, memory).map_err(|error| one_line(&error))
 }
 
 /// The VM's end, in msb's words.

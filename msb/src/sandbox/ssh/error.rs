@@ -25,6 +25,12 @@ pub enum SshError {
         /// How that came to be.
         message: Option<String>,
     },
+    /// It stands still.
+    #[error("it is paused; let it go on with `msb resume {label}`")]
+    Paused {
+        /// What to call it.
+        label: String,
+    },
     /// It is not ready yet.
     #[error("its guest did not get ready within {} s; see `msb logs {label}`", timeout.as_secs_f32())]
     NotReady {

@@ -140,6 +140,7 @@ impl Sandbox {
         let label = self.label().to_owned();
         match state {
             State::Running { run, .. } => Ok(run),
+            State::Paused { .. } => Err(SshError::Paused { label }),
             State::Starting { .. } => Err(SshError::NotReady { label, timeout }),
             state => {
                 let message = state.message().map(str::to_owned);

@@ -1,0 +1,186 @@
+//! How a running VM is told to stand still, to go on, and to be saved.
+//!
+//! One language on two sockets: from whoever controls a sandbox to its keeper, and from the keeper to the machine. A
+//! command is one byte, with the files to write to beside it (unix(7), `SCM_RIGHTS`); each is answered by one JSON line.
+
+pub(super) mod server;
+
+use std::io::{self, IoSlice, IoSliceMut, Read as _};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
+};
+use serde::{Deserialize, Serialize};
+
+/// Files that go with a command at most.
+const MAX_FILES: usize = 2;
+
+/// The longest answer, in bytes, with its newline.
+const MAX_ANSWER: usize = 16 * 1024;
+
+/// What is asked of a VM.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Command {
+    /// Stand still until [`Command::Resume`].
+    Pause,
+    /// Go on.
+    Resume,
+    /// Stand still as long as the connection lasts, and write state and memory to two empty files.
+    Save,
+}
+
+/// What became of a command.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// It was done.
+    Done,
+    /// It was not, for this reason; nothing changed.
+    Refused(String),
+}
+
+/// What came, if it was a command.
+#[derive(Debug)]
+pub(super) struct Request {
+    /// `None` for a byte that is none of this version's.
+    pub(super) command: Option<Command>,
+    pub(super) files: Vec<OwnedFd>,
+}
+
+impl Command {
+    const ALL: [(Self, u8); 3] = [(Self::Pause, b'P'), (Self::Resume, b'R'), (Self::Save, b'S')];
+
+    fn byte(self) -> u8 {
+        let of = Self::ALL.iter().find(|(command, _)| *command == self);
+        of.expect("the table has all commands").1
+    }
+
+    fn from_byte(byte: u8) -> Option<Self> {
+        Self::ALL
+            .iter()
+            .find(|(_, of)| *of == byte)
+            .map(|(command, _)| *command)
+    }
+}
+
+/// Sends a command with its files.
+///
+/// # Errors
+/// When nobody is there to receive it.
+pub fn send(socket: &UnixStream, command: Command, files: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !files.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(files)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let byte = [command.byte()];
+    loop {
+        match sendmsg(socket, &[IoSlice::new(&byte)], &mut ancillary, SendFlags::NOSIGNAL) {
+            Err(Errno::INTR) => {}
+            sent => return Ok(sent.map(drop)?),
+        }
+    }
+}
+
+/// Receives a command; `None` at the end of the stream.
+///
+/// # Errors
+/// When the socket fails, or does not block and has nothing.
+pub(super) fn receive(socket: &UnixStream) -> io::Result<Option<Request>> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let received = loop {
+        let mut payload = [IoSliceMut::new(&mut byte)];
+        match recvmsg(socket.as_fd(), &mut payload, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => {}
+            received => break received?,
+        }
+    };
+    let mut files = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            files.extend(received);
+        }
+    }
+    Ok((received.bytes > 0).then(|| Request {
+        command: Command::from_byte(byte[0]),
+        files,
+    }))
+}
+
+impl Answer {
+    /// The line.
+    pub(super) fn to_line(&self) -> Vec<u8> {
+        let mut line = serde_json::to_vec(self).expect("an answer has no failing serializers");
+        line.push(b'\n');
+        line
+    }
+
+    /// Waits for an answer.
+    ///
+    /// # Errors
+    /// When the connection ends before it is whole, or it is none.
+    pub fn read(mut socket: &UnixStream) -> io::Result<Self> {
+        let mut line = Vec::new();
+        let mut buffer = [0; 1024];
+        while line.last() != Some(&b'\n') {
+            match socket.read(&mut buffer) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => line.extend_from_slice(&buffer[..read]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+            if line.len() > MAX_ANSWER {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+        }
+        Ok(serde_json::from_slice(&line)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn a_command_arrives_with_its_files_and_what_is_none_is_told() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (mut reader, writer) = io::pipe().unwrap();
+        send(&ours, Command::Save, &[writer.as_fd(), writer.as_fd()]).unwrap();
+        drop(writer);
+        send(&ours, Command::Pause, &[]).unwrap();
+        (&ours).write_all(b"x").unwrap();
+        drop(ours);
+
+        let Request { command, mut files } = receive(&theirs).unwrap().unwrap();
+        assert_eq!((command, files.len()), (Some(Command::Save), 2));
+        File::from(files.remove(0)).write_all(b"state").unwrap();
+        drop(files);
+        let mut written = String::new();
+        reader.read_to_string(&mut written).unwrap();
+        assert_eq!(written, "state");
+        assert_eq!(receive(&theirs).unwrap().unwrap().command, Some(Command::Pause));
+        assert_eq!(receive(&theirs).unwrap().unwrap().command, None);
+        assert!(receive(&theirs).unwrap().is_none());
+    }
+
+    #[test]
+    fn an_answer_is_whole_or_an_error() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let refused = Answer::Refused("no\nspace".into());
+        ours.write_all(&refused.to_line()).unwrap();
+        assert_eq!(Answer::read(&theirs).unwrap(), refused);
+        ours.write_all(b"\"done").unwrap();
+        drop(ours);
+        Answer::read(&theirs).unwrap_err();
+    }
+}

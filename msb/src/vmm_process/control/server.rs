@@ -1,0 +1,235 @@
+//! The keeper's end of the control socket: one client at a time, whose commands the machine carries out.
+
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+use rustix::process::Pid;
+
+use super::{Answer, Command, Request, receive};
+
+/// The control socket, and who uses it. Further clients wait in its backlog.
+#[derive(Debug)]
+pub(in crate::vmm_process) struct ControlServer {
+    listener: UnixListener,
+    /// Who is no client, though it can reach the socket.
+    machine: Option<Pid>,
+    client: Option<UnixStream>,
+    /// What the machine is doing and for whom the answer is.
+    pending: Option<Pending>,
+    /// The VM shall stand still when nobody saves it.
+    paused: bool,
+    /// The client has had the VM saved, and keeps it still.
+    held: bool,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Pending {
+    /// The client waits for what becomes of its command.
+    OfClient(Command),
+    /// The VM goes on because its client has left.
+    Release,
+}
+
+/// What follows from an event.
+#[derive(Debug)]
+pub(in crate::vmm_process) enum Effect {
+    /// Nothing.
+    None,
+    /// The machine is to carry this out, and its answer is to be given to [`ControlServer::answered`].
+    Forward(Request, Command),
+    /// From now on the VM is paused, or not.
+    Paused(bool),
+}
+
+impl ControlServer {
+    /// Listens at `path`, which only this user can reach.
+    ///
+    /// # Errors
+    /// When nothing can be bound there.
+    pub(in crate::vmm_process) fn listen(path: &Path) -> io::Result<Self> {
+        let listener = UnixListener::bind(path)?;
+        listener.set_nonblocking(true)?;
+        Ok(Self {
+            listener,
+            machine: None,
+            client: None,
+            pending: None,
+            paused: false,
+            held: false,
+        })
+    }
+
+    /// Takes no commands from the machine: a guest that has broken into it commands nobody.
+    pub(in crate::vmm_process) fn refuse(&mut self, machine: Pid) {
+        self.machine = Some(machine);
+    }
+
+    /// What to poll for input; nothing while the machine is at work.
+    pub(in crate::vmm_process) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match (&self.pending, &self.client) {
+            (Some(_), _) => None,
+            (None, Some(client)) => Some(client.as_fd()),
+            (None, None) => Some(self.listener.as_fd()),
+        }
+    }
+
+    /// There is input.
+    pub(in crate::vmm_process) fn on_input(&mut self) -> Effect {
+        let Some(client) = &self.client else {
+            // What does not come or does not work is no client.
+            self.client = self.accept().ok();
+            return Effect::None;
+        };
+        match receive(client) {
+            Ok(Some(Request { command: None, .. })) => {
+                self.answer(&Answer::Refused(
+                    "this command is not one of the running VM's version".into(),
+                ));
+                Effect::None
+            }
+            Ok(Some(Request {
+                command: Some(Command::Save),
+                files,
+            })) if files.len() != 2 => {
+                self.answer(&Answer::Refused("a saved VM needs two files".into()));
+                Effect::None
+            }
+            Ok(Some(request)) => {
+                let command = request.command.unwrap_or(Command::Resume);
+                self.pending = Some(Pending::OfClient(command));
+                Effect::Forward(request, command)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Effect::None,
+            Ok(None) | Err(_) => self.client_left(),
+        }
+    }
+
+    /// The machine has carried out what it was given.
+    pub(in crate::vmm_process) fn answered(&mut self, answer: &Answer) -> Effect {
+        let Some(Pending::OfClient(command)) = self.pending.take() else {
+            return Effect::None;
+        };
+        let done = *answer == Answer::Done;
+        // Also when it was not saved: the machine stood still to try.
+        self.held |= command == Command::Save;
+        let effect = match command {
+            Command::Pause if done => Effect::Paused(true),
+            Command::Resume if done => Effect::Paused(false),
+            _ => Effect::None,
+        };
+        if let Effect::Paused(paused) = effect {
+            self.paused = paused;
+            self.held &= paused;
+        }
+        effect
+    }
+
+    /// Gives the client its answer.
+    pub(in crate::vmm_process) fn answer(&mut self, answer: &Answer) {
+        if let Some(client) = &mut self.client {
+            // A client that is gone, or does not read, needs none.
+            let _ = client.write_all(&answer.to_line());
+        }
+    }
+
+    fn accept(&self) -> io::Result<UnixStream> {
+        let (client, _) = self.listener.accept()?;
+        if self.machine == Some(rustix::net::sockopt::socket_peercred(&client)?.pid) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        client.set_nonblocking(true)?;
+        Ok(client)
+    }
+
+    fn client_left(&mut self) -> Effect {
+        self.client = None;
+        if !std::mem::take(&mut self.held) || self.paused {
+            return Effect::None;
+        }
+        self.pending = Some(Pending::Release);
+        let release = Request {
+            command: Some(Command::Resume),
+            files: Vec::new(),
+        };
+        Effect::Forward(release, Command::Resume)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::IoSlice;
+    use std::os::fd::BorrowedFd;
+
+    use super::super::send;
+    use super::*;
+
+    fn server() -> (tempfile::TempDir, ControlServer, UnixStream) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("c.sock");
+        let mut server = ControlServer::listen(&path).unwrap();
+        let client = UnixStream::connect(&path).unwrap();
+        assert!(matches!(server.on_input(), Effect::None));
+        (directory, server, client)
+    }
+
+    fn files(of: &UnixStream) -> [BorrowedFd<'_>; 2] {
+        [of.as_fd(), of.as_fd()]
+    }
+
+    #[test]
+    fn a_vm_that_was_saved_goes_on_when_its_client_leaves() {
+        let (_directory, mut server, client) = server();
+        send(&client, Command::Save, &files(&client)).unwrap();
+        assert!(matches!(server.on_input(), Effect::Forward(_, Command::Save)));
+        assert!(server.fd().is_none(), "the machine is at work");
+        assert!(matches!(server.answered(&Answer::Done), Effect::None));
+        drop(client);
+        assert!(matches!(server.on_input(), Effect::Forward(_, Command::Resume)));
+        assert!(matches!(server.answered(&Answer::Done), Effect::None));
+        assert!(server.fd().is_some());
+    }
+
+    #[test]
+    fn a_vm_that_was_paused_stays_so_after_it_was_saved() {
+        let (_directory, mut server, client) = server();
+        for (command, sent) in [(Command::Pause, &[][..]), (Command::Save, &files(&client))] {
+            send(&client, command, sent).unwrap();
+            assert!(matches!(server.on_input(), Effect::Forward(..)));
+            let effect = server.answered(&Answer::Done);
+            assert_eq!(matches!(effect, Effect::Paused(true)), command == Command::Pause);
+        }
+        drop(client);
+        assert!(matches!(server.on_input(), Effect::None));
+    }
+
+    #[test]
+    fn the_machine_is_no_client() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("c.sock");
+        let mut server = ControlServer::listen(&path).unwrap();
+        server.refuse(rustix::process::getpid());
+        let machine = UnixStream::connect(&path).unwrap();
+        server.on_input();
+        assert!(server.client.is_none());
+        Answer::read(&machine).unwrap_err();
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_and_the_next_client_served() {
+        let (directory, mut server, client) = server();
+        send(&client, Command::Save, &[]).unwrap();
+        assert!(matches!(server.on_input(), Effect::None));
+        assert!(matches!(Answer::read(&client).unwrap(), Answer::Refused(_)));
+        rustix::io::writev(&client, &[IoSlice::new(b"?")]).unwrap();
+        assert!(matches!(server.on_input(), Effect::None));
+        assert!(matches!(Answer::read(&client).unwrap(), Answer::Refused(_)));
+        drop(client);
+        assert!(matches!(server.on_input(), Effect::None));
+        let next = UnixStream::connect(directory.path().join("c.sock")).unwrap();
+        server.on_input();
+        send(&next, Command::Resume, &[]).unwrap();
+        assert!(matches!(server.on_input(), Effect::Forward(_, Command::Resume)));
+    }
+}
