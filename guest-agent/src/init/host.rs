@@ -7,9 +7,10 @@ use std::time::Duration;
 use msb_protocol::notice::Notice;
 use msb_protocol::ports;
 use msb_protocol::renewal::Renewal;
-use vsock::{VMADDR_CID_HOST, VsockStream};
+use vsock::VsockStream;
 
 use super::degraded;
+use crate::net::host;
 
 /// How long the host may take for a line before PID 1 gives it up.
 const SEND_TIMEOUT: Duration = Duration::from_secs(2);
@@ -58,7 +59,7 @@ impl Connection {
     }
 
     fn connect(first: &Notice) -> io::Result<Self> {
-        let mut stream = VsockStream::connect_with_cid_port(VMADDR_CID_HOST, ports::NOTICES)?;
+        let mut stream = host::connect(ports::NOTICES)?;
         stream.set_write_timeout(Some(SEND_TIMEOUT))?;
         stream.write_all(first.to_line().as_bytes())?;
         Ok(Self(stream))

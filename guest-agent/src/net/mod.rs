@@ -1,5 +1,6 @@
-//! Byte streams over raw descriptors.
+//! Byte streams over raw descriptors, and connections to the host.
 
+pub mod host;
 mod stream;
 
 pub use stream::{FdStream, Liveness};
