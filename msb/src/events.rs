@@ -23,6 +23,10 @@ const RECHECK: Duration = Duration::from_millis(250);
 /// The state after the last: the sandbox is gone.
 const REMOVED: &str = "removed";
 
+/// Two words of [`State::word`].
+const PAUSED: &str = "paused";
+const RUNNING: &str = "running";
+
 /// A sandbox has come into another state.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct Event {
@@ -128,7 +132,8 @@ impl Events {
             let _ = inotify::add_watch(
                 &self.inotify,
                 self.store.layout().sandbox(&id).path(),
-                WatchFlags::MOVED_TO,
+                // A pause ends with its record.
+                WatchFlags::MOVED_TO | WatchFlags::DELETE,
             );
             match Seen::of(&self.store, &id) {
                 Ok(seen) => now.insert(id, seen),
@@ -151,6 +156,7 @@ impl Seen {
             State::Created => Some(sandbox.config().created_at),
             State::Starting { run } => run.as_ref().map(|run| run.started_at),
             State::Running { ready, .. } => Some(ready.ready_at),
+            State::Paused { .. } => None,
             state => state.exit().map(|exit| exit.ended_at),
         };
         let run_id = state.run().map(|run| run.run_id.clone());
@@ -164,9 +170,10 @@ impl Seen {
         })
     }
 
+    /// That it is so, now.
     fn event(&self, id: &SandboxId) -> Event {
         Event {
-            time: self.since.unwrap_or_else(Timestamp::now),
+            time: Timestamp::now(),
             id: id.clone(),
             name: self.name.clone(),
             state: self.state,
@@ -176,20 +183,27 @@ impl Seen {
 }
 
 fn changes(before: &BTreeMap<SandboxId, Seen>, now: &BTreeMap<SandboxId, Seen>) -> Vec<Event> {
-    let changed = now.iter().filter(|(id, seen)| {
+    let changed = now.iter().filter_map(|(id, seen)| {
         let earlier = before.get(id);
-        earlier.is_none_or(|earlier| (earlier.state, &earlier.run_id) != (seen.state, &seen.run_id))
+        let is_same = |earlier: &Seen| (earlier.state, &earlier.run_id) == (seen.state, &seen.run_id);
+        (!earlier.is_some_and(is_same)).then(|| Event {
+            // It is ready since before the pause, and running since now.
+            time: match earlier.is_some_and(|earlier| earlier.state == PAUSED) && seen.state == RUNNING {
+                true => Timestamp::now(),
+                false => seen.since.unwrap_or_else(Timestamp::now),
+            },
+            ..seen.event(id)
+        })
     });
     let gone = before
         .iter()
         .filter(|(id, _)| !now.contains_key(id))
         .map(|(id, seen)| Event {
-            time: Timestamp::now(),
             state: REMOVED,
             message: None,
             ..seen.event(id)
         });
-    let mut events: Vec<_> = changed.map(|(id, seen)| seen.event(id)).chain(gone).collect();
+    let mut events: Vec<_> = changed.chain(gone).collect();
     events.sort_by_key(|event| event.time);
     events
 }
@@ -231,6 +245,20 @@ mod tests {
             []
         );
         assert_eq!(states(std::slice::from_ref(&running), &[]), [(A.into(), "removed")]);
+    }
+
+    #[test]
+    fn a_guest_that_goes_on_does_so_from_then_on() {
+        let ready = Timestamp::UNIX_EPOCH;
+        let running = Seen {
+            since: Some(ready),
+            ..seen("running", Some("1"))
+        };
+        let before = store(&[(A, seen("paused", Some("1")))]);
+        let resumed = changes(&before, &store(&[(A, running.clone())]));
+        assert!(resumed[0].time > ready);
+        let started = changes(&BTreeMap::new(), &store(&[(A, running)]));
+        assert_eq!(started[0].time, ready);
     }
 
     #[test]

@@ -6,7 +6,9 @@ use super::spec_args::Label;
 use super::view::SandboxView;
 
 /// The states there are, as [`crate::sandbox::state::State::word`] says them, to refuse others.
-const STATES: [&str; 6] = ["created", "starting", "running", "stopping", "stopped", "crashed"];
+const STATES: [&str; 7] = [
+    "created", "starting", "running", "paused", "stopping", "stopped", "crashed",
+];
 
 /// One condition.
 #[derive(Clone, Debug, Eq, PartialEq)]

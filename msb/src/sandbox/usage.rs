@@ -41,7 +41,7 @@ impl Sandbox {
     /// When its records cannot be read.
     pub fn usage(&self) -> Result<Option<Usage>, StoreError> {
         match self.state()? {
-            State::Running { run, .. } => Ok(usage_of(&run)),
+            State::Running { run, .. } | State::Paused { run, .. } => Ok(usage_of(&run)),
             _ => Ok(None),
         }
     }
