@@ -24,7 +24,7 @@ pub struct Usage {
     pub memory_bytes: u64,
     /// What the VM's process may have at most, in bytes, where a cgroup holds it to that.
     pub memory_limit_bytes: Option<u64>,
-    /// Bytes that the VM's process had read from storage.
+    /// Bytes that the VM's process had read from storage; what came from memory does not count.
     pub read_bytes: Option<u64>,
     /// Bytes that it had written there.
     pub written_bytes: Option<u64>,
