@@ -20,6 +20,7 @@ use vsock::VsockListener;
 
 use crate::console;
 use crate::session::{self, Settings};
+use crate::signal_fd;
 
 mod disks;
 mod host;
@@ -267,7 +268,7 @@ impl Init {
 
 /// Serves one connection in a process of its own, with its own session, as sshd does.
 fn serve(stream: OwnedFd, settings: Settings) -> ! {
-    signals::unblock();
+    signal_fd::unblock_all();
     let _ = rustix::process::setsid();
     let served = std::panic::catch_unwind(AssertUnwindSafe(|| session::serve(stream, settings)));
     exit(match served {

@@ -10,6 +10,7 @@ use msb_protocol::renewal::{ENTROPY, Renewal};
 
 use super::{degraded, root, system};
 use crate::session::{Settings, SettingsError};
+use crate::syscall::check;
 
 const MACHINE_ID: &str = "/etc/machine-id";
 
@@ -67,14 +68,9 @@ fn reseed(entropy: [u8; ENTROPY]) -> io::Result<()> {
         buffer: entropy,
     };
     // SAFETY: the argument is what the request reads: two lengths and as many bytes.
-    if unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY, &raw const info) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    check(unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY, &raw const info) })?;
     // SAFETY: the request takes no argument.
-    match unsafe { libc::ioctl(device.as_raw_fd(), RNDRESEEDCRNG) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    check(unsafe { libc::ioctl(device.as_raw_fd(), RNDRESEEDCRNG) })
 }
 
 /// Replaces the identifier of an image that has one; one that is empty is to be filled by the image itself.

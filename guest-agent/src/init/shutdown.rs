@@ -1,5 +1,6 @@
 //! Ends the guest in order: processes are told, given a moment, killed; disks are written and let go.
 
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -10,7 +11,6 @@ use super::mounts;
 use super::root::Writable;
 use super::signals::{Request, Signals};
 use crate::console;
-use std::os::fd::AsFd;
 
 /// How long processes have between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(2);

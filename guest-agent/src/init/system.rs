@@ -1,6 +1,7 @@
 //! Host name, clock, limits and loopback of the guest.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use msb_protocol::identity::GuestConfig;
@@ -9,7 +10,7 @@ use rustix::process::{Resource, Rlimit};
 use rustix::time::{ClockId, Timespec};
 
 use super::degraded;
-use std::os::fd::AsRawFd;
+use crate::syscall::check;
 
 /// Open files a process has at first, and may ask for: what systemd gives.
 const OPEN_FILES: Rlimit = Rlimit {
@@ -66,8 +67,5 @@ fn loopback_up() -> io::Result<()> {
     }
     request.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_UP | libc::IFF_RUNNING).expect("the flags are low bits");
     // SAFETY: the socket is open and the request names an interface and its flags.
-    match unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) })
 }

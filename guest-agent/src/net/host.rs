@@ -5,6 +5,8 @@ use std::os::fd::FromRawFd;
 
 use vsock::{VMADDR_CID_HOST, VsockStream};
 
+use crate::syscall::check;
+
 /// How long the host's device may take to answer. The kernel's own 2 s are too few for one of many guests that start at
 /// once on one CPU.
 const CONNECT_TIMEOUT_SECONDS: libc::time_t = 60;
@@ -52,12 +54,4 @@ pub fn connect(port: u32) -> io::Result<VsockStream> {
 
 fn length_of<T>(value: &T) -> libc::socklen_t {
     libc::socklen_t::try_from(size_of_val(value)).expect("it has a few bytes")
-}
-
-fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
 }

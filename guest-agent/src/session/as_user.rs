@@ -6,6 +6,7 @@ use std::thread;
 use rustix::fs::Mode;
 use tokio::sync::oneshot;
 
+use crate::syscall::check;
 use crate::users::User;
 
 /// Runs `work` on a thread that is the user to the kernel: in its rights, in what it makes, and for peers that ask who
@@ -50,9 +51,7 @@ fn died() -> io::Error {
 pub(super) fn own_umask(mask: Mode) -> io::Result<()> {
     // SAFETY: a plain system call. It separates the current directory and umask of this thread, which nothing that
     // runs on it expects to share.
-    if unsafe { libc::unshare(libc::CLONE_FS) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    check(unsafe { libc::unshare(libc::CLONE_FS) })?;
     rustix::process::umask(mask);
     Ok(())
 }
@@ -71,14 +70,6 @@ fn become_user(user: &User) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_setresgid, KEEP, user.gid, KEEP) })?;
     // SAFETY: a plain system call; it is last because it gives up the right to the others.
     check(unsafe { libc::syscall(libc::SYS_setresuid, KEEP, user.uid, KEEP) })
-}
-
-fn check(result: libc::c_long) -> io::Result<()> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -16,9 +16,10 @@ use super::environment::{self, Circumstances, ClientVariables};
 use super::input::Input;
 use super::outlet::Outlet;
 use super::process::{self, Place, Program};
-use super::terminal::{self, Size, Terminal};
+use super::terminal::Terminal;
 use crate::authorized_keys::Options;
 use crate::net::FdStream;
+use crate::pty::{self, Size};
 use crate::users::User;
 
 /// Shown where an interactive shell starts, unless the user's home holds [`NO_MOTD`].
@@ -155,7 +156,7 @@ impl SessionChannel {
     pub(super) fn resize(&self, size: Size) -> io::Result<()> {
         let running = self.process.as_ref().and_then(|process| process.terminal.as_ref());
         match running.or_else(|| self.terminal.as_ref().map(Terminal::master)) {
-            Some(master) => terminal::resize(master.input(), size),
+            Some(master) => pty::resize(master.input(), size),
             None => Err(io::ErrorKind::NotFound.into()),
         }
     }

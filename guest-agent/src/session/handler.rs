@@ -16,12 +16,13 @@ use super::forward::{AgentSocket, Carrier, Forward, Place, Remote, Target};
 use super::input::Input;
 use super::outlet::Outlet;
 use super::process::Program;
-use super::terminal::{Size, Terminal};
+use super::terminal::Terminal;
 use super::transport::Outbound;
 use super::{SessionError, Settings, signals};
 use crate::console;
 use crate::net::Liveness;
 use crate::processes;
+use crate::pty::Size;
 
 /// The subsystem that transfers files.
 const SFTP: &str = "sftp";

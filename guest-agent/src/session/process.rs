@@ -1,7 +1,7 @@
 //! Starts the processes of a session, as the login user.
 
 use std::collections::BTreeMap;
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CString, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
@@ -11,6 +11,8 @@ use std::process::Stdio;
 use tokio::process::{Child, Command};
 
 use super::terminal::Terminal;
+use crate::shell;
+use crate::syscall::check;
 use crate::users::User;
 
 /// Permissions that new files do not get, as in sshd.
@@ -67,32 +69,12 @@ pub(super) fn spawn(
 }
 
 fn command_line(program: &Program, user: &User) -> std::process::Command {
-    let name = user.shell.file_name().unwrap_or(user.shell.as_os_str());
     match program {
-        Program::Shell if !user.shell.exists() => own_program(["exec"]),
-        Program::Command(line) if !user.shell.exists() => own_program(["exec".as_ref(), OsStr::from_bytes(line)]),
-        Program::Shell => {
-            let mut login = OsString::from("-");
-            login.push(name);
-            let mut command = std::process::Command::new(&user.shell);
-            command.arg0(login);
-            command
-        }
-        Program::Command(line) => {
-            let mut command = std::process::Command::new(&user.shell);
-            command.arg0(name).arg("-c").arg(OsStr::from_bytes(line));
-            command
-        }
-        Program::Sftp => own_program(["sftp-server"]),
-        Program::Processes(arguments) => own_program(arguments),
+        Program::Shell => shell::login(&user.shell),
+        Program::Command(line) => shell::line(&user.shell, line),
+        Program::Sftp => shell::own_program(["sftp-server"]),
+        Program::Processes(arguments) => shell::own_program(arguments),
     }
-}
-
-/// This binary, which needs no file of the guest.
-fn own_program<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> std::process::Command {
-    let mut command = std::process::Command::new("/proc/self/exe");
-    command.arg0("msb-agent").args(arguments);
-    command
 }
 
 /// What a new process does to itself between fork and exec.
@@ -175,13 +157,5 @@ impl Identity {
         check(unsafe { libc::setgid(self.gid) })?;
         // SAFETY: a plain system call; it is last because it gives up the right to the others.
         check(unsafe { libc::setuid(self.uid) })
-    }
-}
-
-fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
     }
 }

@@ -2,17 +2,14 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::fd::OwnedFd;
 
 use russh::Pty;
 use rustix::fs::{Gid, Mode, Uid};
-use rustix::pty::OpenptFlags;
-use rustix::termios::{
-    ControlModes, InputModes, LocalModes, OptionalActions, OutputModes, SpecialCodeIndex, Termios, Winsize,
-};
+use rustix::termios::{ControlModes, InputModes, LocalModes, OutputModes, SpecialCodeIndex, Termios};
 
 use crate::net::FdStream;
+use crate::pty::{PtyPair, Size};
 use crate::users::{self, User};
 
 /// The group of terminals where `/etc/group` names none.
@@ -30,36 +27,19 @@ pub(super) struct Terminal {
     kind: String,
 }
 
-/// The size of a window in characters and in pixels.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Size {
-    pub(super) columns: u32,
-    pub(super) rows: u32,
-    pub(super) width: u32,
-    pub(super) height: u32,
-}
-
 impl Terminal {
     /// Opens a terminal that belongs to `user`; `kind` is its `TERM`.
     pub(super) fn open(user: &User, kind: &str, size: Size, modes: &[(Pty, u32)]) -> io::Result<Self> {
-        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-        let master = rustix::pty::openpt(flags)?;
-        rustix::pty::unlockpt(&master)?;
-        let device = OsString::from_vec(rustix::pty::ptsname(&master, Vec::new())?.into_bytes());
-        let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
-        let mut settings = rustix::termios::tcgetattr(&slave)?;
-        apply(&mut settings, modes);
-        rustix::termios::tcsetattr(&slave, OptionalActions::Now, &settings)?;
-        resize(&master, size)?;
+        let pair = PtyPair::open(size, |settings| apply(settings, modes))?;
         if rustix::process::geteuid().is_root() {
             let group = users::group_id("tty").unwrap_or(TTY_GROUP);
-            rustix::fs::fchown(&slave, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(group)))?;
-            rustix::fs::fchmod(&slave, Mode::from_raw_mode(0o620))?;
+            rustix::fs::fchown(&pair.slave, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(group)))?;
+            rustix::fs::fchmod(&pair.slave, Mode::from_raw_mode(0o620))?;
         }
         Ok(Self {
-            master: FdStream::new(master)?,
-            slave,
-            device,
+            master: FdStream::new(pair.master)?,
+            slave: pair.slave,
+            device: pair.device,
             kind: kind.into(),
         })
     }
@@ -78,18 +58,6 @@ impl Terminal {
     pub(super) fn names(&self) -> (&str, &OsStr) {
         (&self.kind, &self.device)
     }
-}
-
-/// Tells a terminal its window's size.
-pub(super) fn resize(master: impl AsFd, size: Size) -> io::Result<()> {
-    let clamp = |value: u32| u16::try_from(value).unwrap_or(u16::MAX);
-    let size = Winsize {
-        ws_row: clamp(size.rows),
-        ws_col: clamp(size.columns),
-        ws_xpixel: clamp(size.width),
-        ws_ypixel: clamp(size.height),
-    };
-    Ok(rustix::termios::tcsetwinsize(master, size)?)
 }
 
 fn apply(settings: &mut Termios, modes: &[(Pty, u32)]) {

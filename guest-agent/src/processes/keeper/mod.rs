@@ -15,6 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use super::directory::Place;
 use super::stream;
 use crate::console;
+use crate::signal_fd::SignalFd;
 
 mod child;
 mod client;
@@ -24,7 +25,6 @@ mod input;
 mod lifetime;
 mod output;
 mod requests;
-mod signals;
 mod subject;
 
 use client::Client;
@@ -32,7 +32,6 @@ use history::History;
 use input::Input;
 use lifetime::Lifetime;
 use output::Output;
-use signals::Terminations;
 use subject::Subject;
 
 /// Clients of one process at once; further ones are left as they come.
@@ -82,7 +81,8 @@ struct Keeper {
     next_client: u64,
     /// Gone once nobody needs to find it any more.
     door: Option<Door>,
-    terminations: Terminations,
+    /// At the end of the guest everything is told to end, and the process needs its keeper until it has.
+    terminations: SignalFd,
 }
 
 /// What was waited for.
@@ -104,7 +104,7 @@ impl Keeper {
         rustix::process::setsid().map_err(prepare)?;
         // Only a name in listings.
         let _ = rustix::thread::set_name(c"msb-keeper");
-        let terminations = Terminations::block().map_err(KeepError::Prepare)?;
+        let terminations = SignalFd::block(&[libc::SIGTERM]).map_err(KeepError::Prepare)?;
         let started = child::start(&start)?;
         let place = Place::own(directory, started.child.id());
         let door = Door::open(place.path()).map_err(|source| KeepError::Listen {
@@ -230,7 +230,7 @@ impl Keeper {
             Source::End => self.process_ended(),
             Source::Door => self.accept(),
             Source::Termination => {
-                self.terminations.take();
+                while self.terminations.next().is_some() {}
                 self.lifetime.forget();
             }
             Source::Input => self.feed(),

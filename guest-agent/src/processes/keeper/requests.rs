@@ -3,8 +3,9 @@
 use msb_protocol::process::{Attach, Failure, Reply, Request, Since};
 use rustix::process::Signal;
 
+use super::Keeper;
 use super::client::{Client, Gone, ProtocolError, View};
-use super::{Keeper, child};
+use crate::pty::{self, Size};
 use crate::signal_names;
 
 impl Keeper {
@@ -167,7 +168,7 @@ impl Keeper {
         let Some(terminal) = &self.subject.terminal else {
             return Err((Failure::NotThere, "the process has no terminal".into()));
         };
-        child::resize(terminal, cols, rows)
+        pty::resize(terminal, Size::in_characters(cols, rows))
             .map_err(|error| (Failure::System, format!("cannot resize the terminal: {error}")))
     }
 
