@@ -18,9 +18,6 @@ const BATCH: usize = 64 << 10;
 /// Unsent bytes from which on a client's requests wait, in bytes.
 const BACKLOG: usize = 256 << 10;
 
-/// What is read from a client at once, in bytes.
-const CHUNK: usize = 64 << 10;
-
 /// The client is gone, or breaks the rules.
 #[derive(Debug)]
 pub(super) struct Gone;
@@ -131,14 +128,14 @@ impl Client {
         self.output
     }
 
-    /// Reads what there is. The end of its requests is not the end of a client that has ends of its own.
-    pub(super) fn receive(&mut self) -> Result<(), Gone> {
+    /// Reads what there is, at most a whole `buffer`. The end of its requests is not the end of a client that has ends of
+    /// its own.
+    pub(super) fn receive(&mut self, buffer: &mut [u8]) -> Result<(), Gone> {
         let Some(input) = &self.input else { return Ok(()) };
-        let mut buffer = vec![0; CHUNK];
         let received = if self.is_socket {
-            receive_with_descriptors(input, &mut buffer, &mut self.passed)
+            receive_with_descriptors(input, buffer, &mut self.passed)
         } else {
-            rustix::io::read(input, &mut buffer)
+            rustix::io::read(input, &mut *buffer)
         };
         match received {
             Ok(0) if self.view.is_none() => Err(Gone),

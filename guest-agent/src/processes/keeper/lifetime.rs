@@ -113,12 +113,7 @@ impl Lifetime {
         }
     }
 
-    /// Somebody was told how the process ended.
-    pub(super) fn told(&mut self) {
-        self.is_forgotten = true;
-    }
-
-    /// Nobody will ask any more.
+    /// Somebody knows how the process ended, or nobody will ask any more.
     pub(super) fn forget(&mut self) {
         self.is_forgotten = true;
     }
@@ -167,7 +162,7 @@ mod tests {
         let mut lifetime = Lifetime::new(Duration::ZERO, true);
         lifetime.process_ended();
         assert!(!lifetime.is_forgotten() && lifetime.next_deadline(false).is_some());
-        lifetime.told();
+        lifetime.forget();
         assert!(lifetime.is_forgotten());
     }
 }

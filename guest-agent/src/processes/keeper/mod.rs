@@ -37,6 +37,9 @@ use subject::Subject;
 /// Clients of one process at once; further ones are left as they come.
 const MAX_CLIENTS: usize = 64;
 
+/// The most that is read at once, in bytes.
+const READ_SIZE: usize = 64 << 10;
+
 /// Why a process is not kept.
 #[derive(Debug, thiserror::Error)]
 enum KeepError {
@@ -83,6 +86,8 @@ struct Keeper {
     door: Option<Door>,
     /// At the end of the guest everything is told to end, and the process needs its keeper until it has.
     terminations: SignalFd,
+    /// What is read goes through it.
+    buffer: Box<[u8]>,
 }
 
 /// What was waited for.
@@ -128,6 +133,7 @@ impl Keeper {
             next_client: 0,
             door: Some(door),
             terminations,
+            buffer: vec![0; READ_SIZE].into(),
             subject: Subject {
                 child: started.child,
                 ended: started.ended,
@@ -258,9 +264,10 @@ impl Keeper {
     }
 
     fn read_output(&mut self, index: usize) {
-        if let Some(bytes) = self.outputs[index].read() {
-            let held = self.held();
-            self.history.push(self.outputs[index].is_error, &bytes, held);
+        let held = self.held();
+        let output = &mut self.outputs[index];
+        if let Some(bytes) = output.read(&mut self.buffer) {
+            self.history.push(output.is_error, bytes, held);
         }
     }
 

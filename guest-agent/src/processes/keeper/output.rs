@@ -72,18 +72,18 @@ impl Output {
         self.phase = Phase::Leftover(left);
     }
 
-    /// The next piece that counts.
-    pub(super) fn read(&mut self) -> Option<Vec<u8>> {
+    /// The next piece that counts, read into `buffer`.
+    pub(super) fn read<'a>(&mut self, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
         let descriptor = self.descriptor.as_ref()?;
         let most = match self.phase {
             Phase::Leftover(left) => usize::try_from(left).unwrap_or(CHUNK).min(CHUNK),
             _ => CHUNK,
         };
-        let mut buffer = vec![0; most];
+        let most = most.min(buffer.len());
         let read = if most == 0 {
             Err(Errno::AGAIN)
         } else {
-            rustix::io::read(descriptor, &mut buffer)
+            rustix::io::read(descriptor, &mut buffer[..most])
         };
         match (read, self.phase) {
             (Err(Errno::INTR), _) => None,
@@ -105,8 +105,7 @@ impl Output {
                 if let Phase::Leftover(left) = phase {
                     self.phase = Phase::Leftover(left.saturating_sub(u64::try_from(length).unwrap_or(left)));
                 }
-                buffer.truncate(length);
-                Some(buffer)
+                Some(&buffer[..length])
             }
         }
     }
@@ -121,7 +120,7 @@ mod tests {
     fn drain(output: &mut Output) -> Vec<u8> {
         let mut all = Vec::new();
         while !output.is_over() {
-            all.extend(output.read().unwrap_or_default());
+            all.extend(output.read(&mut [0; 1000]).unwrap_or_default());
         }
         all
     }
@@ -135,10 +134,14 @@ mod tests {
         output.process_ended();
         writer.write_all(b"late").unwrap();
         assert_eq!(drain(&mut output), [1; 50_000]);
-        assert_eq!(output.read(), None, "the late bytes are taken and dropped");
+        assert_eq!(
+            output.read(&mut [0; 1000]),
+            None,
+            "the late bytes are taken and dropped"
+        );
         assert!(output.is_over() && !output.is_closed());
         drop(writer);
-        assert_eq!(output.read(), None);
+        assert_eq!(output.read(&mut [0; 1000]), None);
         assert!(output.is_closed());
     }
 }

@@ -25,8 +25,9 @@ impl Keeper {
 
     /// Reads and serves what a client sent.
     pub(super) fn serve_requests(&mut self, id: u64) {
-        let Some(client) = self.client(id) else { return };
-        if let Err(Gone) = client.receive() {
+        let client = self.clients.iter_mut().find(|(each, _)| *each == id);
+        let Some((_, client)) = client else { return };
+        if let Err(Gone) = client.receive(&mut self.buffer) {
             return self.remove(id);
         }
         while let Some(client) = self.client(id) {
@@ -130,7 +131,7 @@ impl Keeper {
     /// As long as it runs there is no end to know of.
     fn end_is_known_to(&mut self, id: u64) {
         if self.is_over() {
-            self.lifetime.told();
+            self.lifetime.forget();
             if let Some(client) = self.client(id) {
                 client.leave();
             }
