@@ -16,6 +16,10 @@ pub(crate) const SHARED_TAG: &str = "shared";
 /// Most bytes in one string of a job, and most strings in one list: beyond what `execve` takes.
 const LIMIT: u32 = 4 << 20;
 
+/// What follows a job inwards, besides the numbers of output streams that nobody reads any more: it means nothing, but
+/// comes with an interrupt.
+pub(crate) const HEARTBEAT: u8 = u8::MAX;
+
 /// A command to run inside.
 #[derive(Debug, Default, Eq, PartialEq)]
 pub(crate) struct Job {

@@ -10,13 +10,16 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::job::{Job, Outcome};
+use crate::job::{HEARTBEAT, Job, Outcome};
 use crate::machine::Machine;
 use crate::pump::{End, Progress, pump};
 use crate::{Failure, failed};
 
 /// The status of a command that ran out of time, as `timeout` has it.
 const TIMED_OUT: u8 = 124;
+
+/// How often the machine is sent [`HEARTBEAT`].
+const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Environment variables that reach the command, besides those that start with `MSB_`.
 const PASSED: [&str; 8] = [
@@ -58,6 +61,7 @@ pub(crate) fn run() -> Result<u8, Failure> {
     let mut control = control.map_err(clone())?;
 
     let sent = job.write(&control);
+    keep_awake(control.try_clone().map_err(clone())?);
     thread::spawn(move || pass_input(&stdin));
     let streams = [
         pass_output(stdout, io::stdout(), 0, control.try_clone().map_err(clone())?),
@@ -150,6 +154,17 @@ fn pass_output(
         }
     });
     progress
+}
+
+/// Sends heartbeats for as long as the machine runs. QEMU may lose an interrupt that one of its threads raises while another
+/// enters or leaves a guest: both change one word, and the latter without a lock. The next interrupt delivers the lost one,
+/// too, but an idle machine whose timer's was lost has no next one.
+fn keep_awake(mut control: UnixStream) {
+    thread::spawn(move || {
+        while control.write_all(&[HEARTBEAT]).is_ok() {
+            thread::sleep(HEARTBEAT_INTERVAL);
+        }
+    });
 }
 
 /// Waits for the end of the job; nothing when it ran out of time.

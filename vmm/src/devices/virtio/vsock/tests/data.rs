@@ -277,6 +277,7 @@ fn that_packets_were_taken_is_told_with_the_next_packet_to_the_guest() {
     let mut vm = Vm::new();
     let (mut client, mut peer) = vm.connect_in(22);
     vm.guest_receives = false;
+    vm.hold_clock();
     vm.advance(Duration::from_secs(1));
     let _ = vm.driver.interrupt.line().read();
 

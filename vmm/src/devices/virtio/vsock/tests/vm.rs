@@ -81,6 +81,8 @@ pub(super) struct Vm {
     poller: EpollPoller,
     /// How far the device's clock is ahead of the real one.
     ahead: Duration,
+    /// Where the real clock stands still for the device.
+    held: Option<Instant>,
     /// Packets that the guest has received and the test has not looked at.
     pub(super) received: VecDeque<(Header, Vec<u8>)>,
     /// Whether the guest takes packets and gives their buffers back.
@@ -102,6 +104,7 @@ impl Vm {
                 watched: 0,
             },
             ahead: Duration::ZERO,
+            held: None,
             received: VecDeque::new(),
             guest_receives: true,
             dir,
@@ -147,7 +150,7 @@ impl Vm {
     fn dispatch(&mut self, token: Token, readiness: Readiness) {
         let mut context = Context {
             poller: &mut self.poller,
-            now: Instant::now() + self.ahead,
+            now: self.held.unwrap_or_else(Instant::now) + self.ahead,
         };
         self.device.on_event(token, readiness, &mut context);
         if self.guest_receives {
@@ -171,6 +174,11 @@ impl Vm {
             }
             assert!(self.step(PATIENCE_MS), "nothing happens any more, but not: {what}");
         }
+    }
+
+    /// From now on time passes only by [`Self::advance`].
+    pub(super) fn hold_clock(&mut self) {
+        self.held = Some(Instant::now());
     }
 
     /// Time passes, after everything before was handled.
