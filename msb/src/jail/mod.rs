@@ -41,9 +41,9 @@ pub struct Layers {
     /// The Landlock ABI that is enforced; 0 when the host's kernel has none.
     pub landlock: u8,
     /// No capabilities, no new privileges.
-    pub privileges: bool,
+    pub privileges: Always,
     /// A system call filter for each kind of thread.
-    pub seccomp: bool,
+    pub seccomp: Always,
     /// The user that it is: for root's sandboxes one of its own, else the user who started it.
     #[serde(default)]
     pub user: u32,
@@ -52,14 +52,29 @@ pub struct Layers {
     pub limits: Option<Limits>,
 }
 
+/// That a layer holds without which no guest runs: `true` for whoever reads it.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(from = "bool", into = "bool")]
+pub struct Always;
+
+impl From<Always> for bool {
+    fn from(Always: Always) -> Self {
+        true
+    }
+}
+
+impl From<bool> for Always {
+    fn from(_: bool) -> Self {
+        Self
+    }
+}
+
 impl Layers {
     /// The names of the layers that are missing, for people.
     pub fn missing(&self) -> Vec<&'static str> {
         let layers = [
             (self.namespaces, "namespaces"),
             (self.landlock > 0, "landlock"),
-            (self.privileges, "privileges"),
-            (self.seccomp, "seccomp"),
             (self.user != 0, "user"),
             (self.limits.is_some(), "limits"),
         ];
@@ -136,8 +151,8 @@ pub fn enter(confinement: &Confinement, in_namespaces: bool) -> Result<(Layers, 
     let layers = Layers {
         namespaces: in_namespaces,
         landlock: landlock::forbid_files()?,
-        privileges: true,
-        seccomp: true,
+        privileges: Always,
+        seccomp: Always,
         user: rustix::process::geteuid().as_raw(),
         limits: confinement.limits,
     };
@@ -147,4 +162,27 @@ pub fn enter(confinement: &Confinement, in_namespaces: bool) -> Result<(Layers, 
     }
     filters.apply_to_process()?;
     Ok((layers, filters))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_told_by_name_whether_they_can_be_missing_or_not() {
+        let layers = Layers {
+            namespaces: false,
+            landlock: 0,
+            privileges: Always,
+            seccomp: Always,
+            user: 7,
+            limits: None,
+        };
+        let json = serde_json::json!({
+            "namespaces": false, "landlock": 0, "privileges": true, "seccomp": true, "user": 7, "limits": null,
+        });
+        assert_eq!(serde_json::to_value(layers).unwrap(), json);
+        assert_eq!(serde_json::from_value::<Layers>(json).unwrap(), layers);
+        assert_eq!(layers.missing(), ["namespaces", "landlock", "limits"]);
+    }
 }
