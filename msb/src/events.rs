@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::Sandbox;
+use crate::sandbox::records::ExitReason;
 use crate::sandbox::state::State;
 use crate::store::files::{self, FileError};
 use crate::store::names::{Name, SandboxId};
@@ -40,6 +41,8 @@ pub struct Event {
     pub state: &'static str,
     /// How it ended, in words, if it did.
     pub message: Option<String>,
+    /// How it ended, for programs, if that was written down.
+    pub exit_reason: Option<ExitReason>,
 }
 
 /// The events of a store from now on. A state that is over before anybody looks is passed over.
@@ -58,6 +61,7 @@ struct Seen {
     state: &'static str,
     since: Option<Timestamp>,
     message: Option<String>,
+    exit_reason: Option<ExitReason>,
     is_alive: bool,
 }
 
@@ -166,6 +170,7 @@ impl Seen {
             state: state.word(),
             since,
             message: state.message().map(str::to_owned),
+            exit_reason: state.exit().map(|exit| exit.reason),
             is_alive: state.is_alive(),
         })
     }
@@ -178,6 +183,7 @@ impl Seen {
             name: self.name.clone(),
             state: self.state,
             message: self.message.clone(),
+            exit_reason: self.exit_reason,
         }
     }
 }
@@ -201,6 +207,7 @@ fn changes(before: &BTreeMap<SandboxId, Seen>, now: &BTreeMap<SandboxId, Seen>) 
         .map(|(id, seen)| Event {
             state: REMOVED,
             message: None,
+            exit_reason: None,
             ..seen.event(id)
         });
     let mut events: Vec<_> = changed.chain(gone).collect();
@@ -219,6 +226,7 @@ mod tests {
             state,
             since: None,
             message: None,
+            exit_reason: None,
             is_alive: false,
         }
     }

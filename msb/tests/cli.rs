@@ -153,6 +153,7 @@ fn an_unknown_sandbox_is_named_by_every_verb() {
         "wait",
         "ssh",
         "ssh-bridge",
+        "timeout",
     ] {
         assert_refused(
             &machine.msb(&[verb, "nobody"]),
@@ -189,9 +190,9 @@ fn a_sandbox_is_shown_with_a_stable_schema() {
     let listed: serde_json::Value = serde_json::from_slice(&machine.msb(&["ls", "--json"]).stdout).unwrap();
     assert_eq!(listed[0], inspected);
     let keys: Vec<&str> = inspected.as_object().unwrap().keys().map(String::as_str).collect();
-    let expected = "agent cmdline cpu_limit cpus created_at directory disk_size_mib disks ended_at env exit_reason host \
-                    id image io_limit isolation kernel labels memory_mib message name pid ready_at socket ssh \
-                    started_at state timings vm";
+    let expected = "agent cmdline cpu_limit cpus created_at deadline directory disk_size_mib disks ended_at env \
+                    exit_reason host id image io_limit isolation kernel labels memory_mib message name on_timeout pid \
+                    ready_at seconds_left socket ssh started_at state timeout_ms timings vm";
     assert_eq!(keys, expected.split_whitespace().collect::<Vec<_>>());
     for (key, value) in [
         ("id", id.as_str()),
@@ -209,6 +210,27 @@ fn a_sandbox_is_shown_with_a_stable_schema() {
     assert!(
         table.starts_with("NAME") && table.contains(&id) && table.contains("created"),
         "{table}"
+    );
+}
+
+#[test]
+fn a_time_limit_is_a_duration_and_only_what_runs_is_given_another() {
+    let machine = Machine::new();
+    for bad in ["", "0", "-1", "1x", "none", "200000w"] {
+        let output = machine.msb(&["create", "--no-start", &format!("--timeout={bad}")]);
+        assert_refused(&output, &["--timeout", "msb create --help"]);
+    }
+    machine.id_of_new(&["--name", "box", "--timeout", "1h30m", "--on-timeout", "kill"]);
+    let inspected: serde_json::Value = serde_json::from_slice(&machine.msb(&["inspect", "box"]).stdout).unwrap();
+    assert_eq!(
+        (&inspected["timeout_ms"], &inspected["on_timeout"]),
+        (&5_400_000.into(), &"kill".into())
+    );
+    assert!(inspected["deadline"].is_null() && inspected["seconds_left"].is_null());
+    assert_eq!(machine.msb(&["timeout", "box"]).stdout, b"none\n");
+    assert_refused(
+        &machine.msb(&["timeout", "box", "1h"]),
+        &["cannot set the timeout of box", "created", "msb start box"],
     );
 }
 

@@ -7,6 +7,10 @@ use serde::{Deserialize, Serialize};
 /// The longest line either side writes or accepts, in bytes, with its newline.
 pub const MAX_LINE: usize = 1024;
 
+/// What the host may say on the same connection once the agent is ready: the guest shall shut down, as it does for SIGTERM
+/// to PID 1. A byte, so that it never comes in parts.
+pub const SHUT_DOWN: &[u8] = b"S";
+
 /// The longest version of an agent, in bytes.
 const MAX_VERSION: usize = 64;
 

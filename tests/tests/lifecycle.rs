@@ -1,7 +1,7 @@
 //! A sandbox from create to rm.
 
-use std::io::Read;
-use std::process::Stdio;
+use std::io::{BufRead, BufReader, Lines, Read};
+use std::process::{Child, ChildStdout, Stdio};
 
 use msb_tests::Msb;
 use rustix::process::{Signal, kill_process};
@@ -19,6 +19,73 @@ fn a_sandbox_stops_starts_again_and_is_removed() {
     msb.run(["rm", "cycle"]).refusal();
     msb.run(["rm", "--force", "cycle"]).expect(0);
     assert_eq!(msb.leftovers(), [""; 0]);
+}
+
+#[test]
+fn a_sandbox_whose_time_is_over_is_ended_and_says_so() {
+    let msb = Msb::new();
+    let events = msb.command(["events", "brief"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut events = Events::of(events);
+    let sandbox = msb.create_with("brief", &["--timeout", "1h", "--on-timeout", "kill"]);
+    let inspect =
+        || -> serde_json::Value { serde_json::from_slice(&msb.run(["inspect", "brief"]).expect(0).stdout).unwrap() };
+    let deadline = inspect()["deadline"].clone();
+    sandbox.ssh("true").expect(0);
+    msb.run(["exec", "brief", "--", "true"]).expect(0);
+    let left = inspect()["seconds_left"].as_f64().unwrap();
+    assert!(
+        deadline.is_string() && (0.0..3600.0).contains(&left),
+        "{deadline} {left}"
+    );
+    assert_eq!(inspect()["deadline"], deadline, "connections change nothing");
+
+    msb.run(["timeout", "brief", "100ms", "--on-timeout", "stop"]).expect(0);
+    msb.run(["wait", "brief"]).expect(0);
+    let ended = inspect();
+    assert_eq!(
+        (&ended["state"], &ended["exit_reason"]),
+        (&"stopped".into(), &"deadline".into())
+    );
+    assert_eq!(ended["message"], "its time was over: the guest shut down");
+    assert_eq!(events.until("stopped")["exit_reason"], "deadline");
+
+    // Also one that is paused shuts down in order.
+    msb.run(["start", "--timeout", "none", "brief"]).expect(0);
+    assert_eq!(msb.run(["timeout", "brief"]).expect(0).text(), "none\n");
+    msb.run(["pause", "brief"]).expect(0);
+    msb.run(["timeout", "brief", "100ms", "--on-timeout", "stop"]).expect(0);
+    msb.run(["wait", "brief"]).expect(0);
+    assert_eq!(inspect()["message"], "its time was over: the guest shut down");
+}
+
+/// What `msb events` prints.
+struct Events {
+    process: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Events {
+    fn of(mut process: Child) -> Self {
+        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        Self { process, lines }
+    }
+
+    fn until(&mut self, state: &str) -> serde_json::Value {
+        let mut events = self
+            .lines
+            .by_ref()
+            .map(|line| serde_json::from_str(&line.unwrap()).unwrap());
+        events
+            .find(|event: &serde_json::Value| event["state"] == state)
+            .unwrap()
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use msb_protocol::notice::Notice;
+use msb_protocol::notice::{Notice, SHUT_DOWN};
 use msb_protocol::ports;
 use msb_protocol::renewal::Renewal;
 use vsock::VsockStream;
@@ -21,6 +21,15 @@ const RENEWAL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Stays open as long as the agent lives.
 pub(super) struct Connection(VsockStream);
 
+/// What the host says.
+pub(super) enum Heard {
+    Nothing,
+    /// The guest shall shut down.
+    ShutDown,
+    /// The connection has ended, or leads to what is not the host.
+    End,
+}
+
 impl Connection {
     /// Connects and sends the first notice. A guest whose host does not listen serves all the same.
     pub(super) fn open(first: &Notice) -> Option<Self> {
@@ -36,15 +45,25 @@ impl Connection {
         }
     }
 
-    /// Whether it still leads to the host. The host sends nothing unasked, so what is readable is its end.
-    pub(super) fn has_ended(&mut self) -> bool {
+    /// What came from the host unasked, without waiting.
+    pub(super) fn hear(&mut self) -> Heard {
         let Self(stream) = self;
-        if stream.set_nonblocking(true).is_err() {
-            return true;
+        let mut byte = [0];
+        let read = stream
+            .set_nonblocking(true)
+            .and_then(|()| stream.read(&mut byte))
+            .map(|read| &byte[..read]);
+        let heard = match read {
+            Ok(SHUT_DOWN) => Heard::ShutDown,
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                Heard::Nothing
+            }
+            _ => Heard::End,
+        };
+        match stream.set_nonblocking(false) {
+            Ok(()) => heard,
+            Err(_) => Heard::End,
         }
-        let read = stream.read(&mut [0; 64]);
-        let is_open = matches!(&read, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
-        !is_open || stream.set_nonblocking(false).is_err()
     }
 
     /// Connects anew after the end of a connection. `None` when the host does not listen: it only gave up listening.

@@ -33,6 +33,7 @@ mod signals;
 mod system;
 mod tools;
 
+use host::Heard;
 use signals::{Request, Signals};
 
 /// Connections served at once; further ones are closed as they come.
@@ -179,13 +180,17 @@ impl Init {
                 }
             }
         }
-        if host && self.host.as_mut().is_some_and(host::Connection::has_ended) {
-            return self.follow_host();
+        if host && let Some(connection) = &mut self.host {
+            match connection.hear() {
+                Heard::Nothing => {}
+                Heard::ShutDown => return Turn::End(Request::End("host")),
+                Heard::End => return self.follow_host(),
+            }
         }
         if connected { self.accept() } else { Turn::Again }
     }
 
-    /// Waits for a signal, a connection, or the end of that to the host.
+    /// Waits for a signal, a connection, or the host.
     fn wait(&mut self) -> Ready {
         let signals = PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN);
         let listener = PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN);

@@ -10,7 +10,7 @@ use crate::events::{Event, Events};
 
 /// Print what becomes of the sandboxes from now on: a JSON object on a line for each change
 ///
-/// `state` is one of those of `msb ls`, or `removed`. It ends when nobody reads it any more.
+/// `state` is one of those of `msb ls`, or `removed`; `exit_reason` and `message` say how a sandbox ended, as in `msb inspect`. It ends when nobody reads it any more.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:

@@ -38,6 +38,7 @@ mod ssh_config;
 mod start;
 mod stats;
 mod stop;
+mod timeout;
 mod view;
 mod wait;
 
@@ -77,6 +78,7 @@ enum Verb {
     Start(start::StartArgs),
     Stop(stop::StopArgs),
     Kill(kill::KillArgs),
+    Timeout(timeout::TimeoutArgs),
     Pause(pause::PauseArgs),
     Resume(resume::ResumeArgs),
     Fork(fork::ForkArgs),
@@ -199,6 +201,7 @@ fn dispatch(verb: Verb, began_us: u64) -> Result<u8, CliError> {
         Verb::Start(args) => start::run(&args, &context),
         Verb::Stop(args) => stop::run(&args, &context),
         Verb::Kill(args) => kill::run(&args, &context),
+        Verb::Timeout(args) => timeout::run(&args, &context),
         Verb::Pause(args) => pause::run(&args, &context),
         Verb::Resume(args) => resume::run(&args, &context),
         Verb::Fork(args) => fork::run(&args, &context),

@@ -118,6 +118,11 @@ pub(super) fn run(args: RunArgs, context: &Context) -> Result<u8, CliError> {
             .await
             .map_err(cannot(format!("remove sandbox {}", sandbox.id())))?;
         timings.removed_us = Some(now_us());
+        if let (Ok(_), Some(exit)) = (&outcome, &exit)
+            && exit.reason == ExitReason::Deadline
+        {
+            eprintln!("msb: {}", exit.message);
+        }
         outcome.map_err(|error| explained(error, exit.as_ref()))
     });
     if args.timings

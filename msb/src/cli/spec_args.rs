@@ -12,6 +12,7 @@ use super::error::{CliError, cannot};
 use super::{Context, image};
 use crate::images::{ImageError, ImageName};
 use crate::jail::Isolation;
+use crate::sandbox::deadline::{Timeout, TimeoutEnd};
 use crate::sandbox::spec::{CpuLimit, DEFAULT_DISK_SIZE, Disk, Memory, SandboxImage};
 use crate::store::names::Name;
 use crate::{Sandbox, SandboxSpec};
@@ -58,6 +59,8 @@ pub(super) struct SpecArgs {
     /// Bytes a second, such as 50M, to read from each host device with a disk, and to write. Needs a cgroup
     #[arg(long, value_name = "SIZE")]
     io_limit: Option<Memory>,
+    #[command(flatten)]
+    time: TimeArgs,
     /// Refuse forwarding of ports and sockets through the sandbox
     #[arg(long)]
     no_port_forwarding: bool,
@@ -99,6 +102,8 @@ impl SpecArgs {
             isolation: self.isolation,
             cpu_limit: self.cpu_limit,
             io_limit: self.io_limit,
+            timeout: self.time.timeout,
+            on_timeout: self.time.on_timeout.unwrap_or_default(),
             ssh: SshFeatures {
                 port_forwarding: !self.no_port_forwarding,
                 agent_forwarding: !self.no_agent_forwarding,
@@ -115,6 +120,17 @@ impl SpecArgs {
             .as_ref()
             .map_or_else(|| "a sandbox".into(), |name| format!("sandbox {name}"))
     }
+}
+
+/// How long a sandbox may run.
+#[derive(Args, Clone, Copy, Debug)]
+pub(super) struct TimeArgs {
+    /// End the sandbox so long after its start, such as 90 (seconds), 15m or 1h30m; `msb timeout` changes that
+    #[arg(long, value_name = "DURATION")]
+    pub(super) timeout: Option<Timeout>,
+    /// What ends it when its time is over [default: stop]
+    #[arg(long, value_name = "END", value_enum)]
+    pub(super) on_timeout: Option<TimeoutEnd>,
 }
 
 /// When an image is asked of its registry.

@@ -7,8 +7,10 @@ use jiff::Timestamp;
 use msb_protocol::identity::SshFeatures;
 use serde::Serialize;
 
+use super::timeout::DeadlineView;
 use crate::Sandbox;
 use crate::jail::Isolation;
+use crate::sandbox::deadline::{Timeout, TimeoutEnd};
 use crate::sandbox::records::{ExitReason, RunRecord, VmProcess};
 use crate::sandbox::spec::{CpuLimit, Disk, Memory, SandboxImage};
 use crate::sandbox::state::State;
@@ -43,6 +45,13 @@ pub(super) struct SandboxView {
     pub(super) started_at: Option<Timestamp>,
     pub(super) ready_at: Option<Timestamp>,
     pub(super) ended_at: Option<Timestamp>,
+    /// How long a run may take, and what ends it then.
+    pub(super) timeout_ms: Option<Timeout>,
+    pub(super) on_timeout: TimeoutEnd,
+    /// When this run will be ended, while its VMM process lives.
+    pub(super) deadline: Option<Timestamp>,
+    /// How long that is from now.
+    pub(super) seconds_left: Option<f64>,
     pub(super) cpus: u8,
     pub(super) memory_mib: u32,
     pub(super) kernel: Option<PathBuf>,
@@ -74,6 +83,7 @@ impl SandboxView {
             State::Running { ready, .. } | State::Paused { ready, .. } => Some(ready.clone()),
             _ => None,
         };
+        let deadline = sandbox.deadline()?.map(DeadlineView::of).unwrap_or_default();
         let exit = state.exit();
         Ok(Self {
             id: config.id.clone(),
@@ -91,6 +101,10 @@ impl SandboxView {
             started_at: latest.map(|run| run.started_at),
             ready_at: ready.as_ref().map(|ready| ready.ready_at),
             ended_at: exit.map(|exit| exit.ended_at),
+            timeout_ms: spec.timeout,
+            on_timeout: deadline.on_timeout.unwrap_or(spec.on_timeout),
+            deadline: deadline.deadline,
+            seconds_left: deadline.seconds_left,
             agent: ready.as_ref().map(|ready| ready.agent.clone()),
             timings: ready.map(|ready| ready.timings),
             socket: state.run().map(|run| run.socket.clone()),

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use super::Sandbox;
+use super::deadline::{Timeout, TimeoutEnd};
 use super::state::State;
 use crate::store::StoreError;
 use crate::vmm_process::control::{self, Answer, Command};
@@ -86,6 +87,11 @@ impl Control {
     /// Writes the sandbox's state and memory to two empty files. It stands still from now on, as long as this lives.
     pub(super) fn save(&self, state: &File, memory: &File) -> Result<(), ControlError> {
         self.ask(Command::Save, &[state.as_fd(), memory.as_fd()])
+    }
+
+    /// Gives the run another time.
+    pub(super) fn set_timeout(&self, timeout: Option<Timeout>, end: Option<TimeoutEnd>) -> Result<(), ControlError> {
+        self.carry_out(Command::SetTimeout { timeout, end })
     }
 
     fn carry_out(&self, command: Command) -> Result<(), ControlError> {

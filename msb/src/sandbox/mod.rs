@@ -4,6 +4,7 @@ mod clone;
 pub mod config;
 pub mod control;
 mod create;
+pub mod deadline;
 pub mod process;
 pub mod processes;
 pub mod records;

@@ -1,8 +1,11 @@
 //! What the VMM process writes down about a run.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::deadline::TimeoutEnd;
 use crate::jail::Layers;
 use crate::timings::Timings;
 
@@ -64,6 +67,19 @@ pub struct PauseRecord {
     pub paused_at: Timestamp,
 }
 
+/// The content of `deadline.json`: when a run will be ended that has not ended before. Absent while its time has no limit.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct DeadlineRecord {
+    /// The run this is about.
+    pub run_id: String,
+    /// When that is, as the clock was when it was set.
+    pub at: Timestamp,
+    /// The same since the host booted, with the time that it was asleep: `CLOCK_BOOTTIME`.
+    pub boot_time: Duration,
+    /// What happens then.
+    pub end: TimeoutEnd,
+}
+
 /// The content of `exit.json`: how a run ended.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct ExitRecord {
@@ -85,6 +101,8 @@ pub enum ExitReason {
     Shutdown,
     /// Somebody ended the VMM.
     Killed,
+    /// Its time was over, and it was ended in order or at once.
+    Deadline,
     /// The guest reset without shutting down: a kernel panic, for one.
     GuestReset,
     /// The VMM could not go on, or could not start.

@@ -288,7 +288,7 @@ impl SavedSandbox {
                 state: &self.state,
                 memory: &self.memory,
             };
-            Ok(sandbox.start_from(lock, lifetime, Some(saved))?)
+            Ok(sandbox.start_from(lock, lifetime, sandbox.config().spec.time_limit(), Some(saved))?)
         });
         if started.is_err() {
             // Its lock is free by now; what this cannot remove, the next sweep does.

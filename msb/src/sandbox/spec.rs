@@ -10,6 +10,7 @@ use msb_image::digest::Digest;
 use msb_protocol::identity::SshFeatures;
 use serde::{Deserialize, Serialize};
 
+use super::deadline::{TimeLimit, Timeout, TimeoutEnd};
 use crate::images::{ImageError, Images};
 use crate::jail::Isolation;
 use crate::jail::cgroup::Limits;
@@ -77,6 +78,12 @@ pub struct SandboxSpec {
     /// What its SSH server offers.
     #[serde(default)]
     pub ssh: SshFeatures,
+    /// How long each of its runs may take, from the start; without one, for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Timeout>,
+    /// What ends it when its time is over.
+    #[serde(default)]
+    pub on_timeout: TimeoutEnd,
 }
 
 impl Default for SandboxSpec {
@@ -96,6 +103,8 @@ impl Default for SandboxSpec {
             cpu_limit: None,
             io_limit: None,
             ssh: SshFeatures::default(),
+            timeout: None,
+            on_timeout: TimeoutEnd::default(),
         }
     }
 }
@@ -193,6 +202,14 @@ impl SandboxSpec {
             cpu_percent: self.cpu_limit.map_or((cpus + 1) * 100, |limit| limit.percent),
             tasks: cpus.saturating_add(disks).saturating_add(SPARE_TASKS),
             io_mib: self.io_limit.map(|limit| limit.mib),
+        }
+    }
+
+    /// How long a run of it may take.
+    pub fn time_limit(&self) -> TimeLimit {
+        TimeLimit {
+            timeout: self.timeout,
+            end: self.on_timeout,
         }
     }
 

@@ -7,6 +7,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
 use super::Sandbox;
+use super::deadline::TimeLimit;
 use super::records::{ExitReason, ExitRecord, ReadyRecord};
 use crate::assets::{self, Assets, AssetsError};
 use crate::store::lock::RunLock;
@@ -58,7 +59,7 @@ pub enum StartError {
 /// What a message about the end needs in front to tell of a start that failed.
 fn prefix(reason: ExitReason) -> &'static str {
     match reason {
-        ExitReason::Killed | ExitReason::Shutdown => "it ended before it was ready: ",
+        ExitReason::Killed | ExitReason::Shutdown | ExitReason::Deadline => "it ended before it was ready: ",
         ExitReason::GuestReset | ExitReason::VmmError => "",
     }
 }
@@ -85,11 +86,19 @@ impl Sandbox {
     /// # Errors
     /// When it runs already, or no VMM process can be started.
     pub fn start(&self, lifetime: Lifetime) -> Result<StartedSandbox, StartError> {
+        self.start_limited(lifetime, self.config().spec.time_limit())
+    }
+
+    /// Like [`Sandbox::start`], with another time for this run than its specification gives it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_limited(&self, lifetime: Lifetime, limit: TimeLimit) -> Result<StartedSandbox, StartError> {
         let lock = self
             .store()
             .acquire_run_lock(self.id())?
             .ok_or(StartError::AlreadyRunning)?;
-        self.start_held(lock, lifetime)
+        self.start_from(lock, lifetime, limit, None)
     }
 
     /// Like [`Sandbox::start`], by the one who holds its lock.
@@ -97,7 +106,7 @@ impl Sandbox {
     /// # Errors
     /// When no VMM process can be started.
     pub fn start_held(&self, lock: RunLock, lifetime: Lifetime) -> Result<StartedSandbox, StartError> {
-        self.start_from(lock, lifetime, None)
+        self.start_from(lock, lifetime, self.config().spec.time_limit(), None)
     }
 
     /// Like [`Sandbox::start_held`], where a saved VM left off if there is one.
@@ -105,6 +114,7 @@ impl Sandbox {
         &self,
         lock: RunLock,
         lifetime: Lifetime,
+        limit: TimeLimit,
         saved: Option<Saved<'_>>,
     ) -> Result<StartedSandbox, StartError> {
         let files = Assets::find(self.config().spec.kernel.as_deref())?;
@@ -117,6 +127,7 @@ impl Sandbox {
             initramfs: files.initramfs,
             tools: files.tools,
             lifetime,
+            limit,
             log: std::env::var("MSB_LOG").ok(),
             lock_fd: -1,
             status_fd: -1,

@@ -170,7 +170,7 @@ fn derive(held: bool, records: Records) -> State {
 
 fn ended(exit: ExitRecord) -> State {
     match exit.reason {
-        ExitReason::Shutdown | ExitReason::Killed => State::Stopped(exit),
+        ExitReason::Shutdown | ExitReason::Killed | ExitReason::Deadline => State::Stopped(exit),
         ExitReason::GuestReset | ExitReason::VmmError => State::Crashed {
             message: exit.message.clone(),
             exit: Some(exit),

@@ -208,6 +208,11 @@ impl SandboxDir {
         self.0.join("paused.json")
     }
 
+    /// When the latest run will be ended.
+    pub fn deadline(&self) -> PathBuf {
+        self.0.join("deadline.json")
+    }
+
     /// How the latest run ended.
     pub fn exit(&self) -> PathBuf {
         self.0.join("exit.json")

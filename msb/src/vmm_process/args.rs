@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::sandbox::deadline::TimeLimit;
 use crate::store::layout::Layout;
 use crate::store::names::SandboxId;
 
@@ -28,6 +29,8 @@ pub struct VmmArgs {
     pub tools: PathBuf,
     /// What becomes of the sandbox when the starter ends.
     pub lifetime: Lifetime,
+    /// How long it may run.
+    pub limit: TimeLimit,
     /// What its log holds, as `MSB_LOG` says: its environment is empty.
     pub log: Option<String>,
     /// The descriptor that holds the sandbox's lock.

@@ -1,11 +1,12 @@
 //! How a running VM is told to stand still, to go on, and to be saved.
 //!
 //! One language on two sockets: from whoever controls a sandbox to its keeper, and from the keeper to the machine. A
-//! command is one byte, with the files to write to beside it (unix(7), `SCM_RIGHTS`); each is answered by one JSON line.
+//! command is one byte, with the files to write to beside it (unix(7), `SCM_RIGHTS`) and behind it what else it says; each
+//! is answered by one JSON line.
 
 pub(super) mod server;
 
-use std::io::{self, IoSlice, IoSliceMut, Read as _};
+use std::io::{self, IoSlice, IoSliceMut, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -16,6 +17,8 @@ use rustix::net::{
     recvmsg, sendmsg,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::sandbox::deadline::{Timeout, TimeoutEnd};
 
 /// Files that go with a command at most.
 const MAX_FILES: usize = 2;
@@ -32,6 +35,13 @@ pub enum Command {
     Resume,
     /// Stand still as long as the connection lasts, and write state and memory to two empty files.
     Save,
+    /// End after a time from now, or never.
+    SetTimeout {
+        /// After which time.
+        timeout: Option<Timeout>,
+        /// What ends it then, if that shall be another end than before.
+        end: Option<TimeoutEnd>,
+    },
 }
 
 /// What became of a command.
@@ -52,19 +62,60 @@ pub(super) struct Request {
     pub(super) files: Vec<OwnedFd>,
 }
 
-impl Command {
-    const ALL: [(Self, u8); 3] = [(Self::Pause, b'P'), (Self::Resume, b'R'), (Self::Save, b'S')];
+const PAUSE: u8 = b'P';
+const RESUME: u8 = b'R';
+const SAVE: u8 = b'S';
+const SET_TIMEOUT: u8 = b'T';
 
-    fn byte(self) -> u8 {
-        let of = Self::ALL.iter().find(|(command, _)| *command == self);
-        of.expect("the table has all commands").1
+/// What follows [`SET_TIMEOUT`]: milliseconds, little endian, zero for never; and what ends it then.
+const TIMEOUT_LENGTH: usize = 9;
+const ENDS: [(Option<TimeoutEnd>, u8); 3] = [
+    (None, b'-'),
+    (Some(TimeoutEnd::Stop), b's'),
+    (Some(TimeoutEnd::Kill), b'k'),
+];
+
+impl Command {
+    fn to_bytes(self) -> Vec<u8> {
+        match self {
+            Self::Pause => vec![PAUSE],
+            Self::Resume => vec![RESUME],
+            Self::Save => vec![SAVE],
+            Self::SetTimeout { timeout, end } => {
+                let millis = timeout.map_or(0, u64::from);
+                let end = ENDS
+                    .iter()
+                    .find(|(of, _)| *of == end)
+                    .expect("the table has all ends")
+                    .1;
+                [&[SET_TIMEOUT][..], &millis.to_le_bytes(), &[end]].concat()
+            }
+        }
     }
 
-    fn from_byte(byte: u8) -> Option<Self> {
-        Self::ALL
-            .iter()
-            .find(|(_, of)| *of == byte)
-            .map(|(command, _)| *command)
+    /// `None` for what is none of this version's.
+    fn read(first: u8, mut rest: impl Read) -> io::Result<Option<Self>> {
+        Ok(match first {
+            PAUSE => Some(Self::Pause),
+            RESUME => Some(Self::Resume),
+            SAVE => Some(Self::Save),
+            SET_TIMEOUT => {
+                let mut fields = [0; TIMEOUT_LENGTH];
+                rest.read_exact(&mut fields)?;
+                Self::set_timeout(fields)
+            }
+            _ => None,
+        })
+    }
+
+    fn set_timeout(fields: [u8; TIMEOUT_LENGTH]) -> Option<Self> {
+        let (millis, end) = fields.split_first_chunk().expect("it is longer");
+        let timeout = match u64::from_le_bytes(*millis) {
+            0 => None,
+            millis => Some(Timeout::try_from(millis).ok()?),
+        };
+        let (end, _) = ENDS.into_iter().find(|(_, of)| end == [*of])?;
+        Some(Self::SetTimeout { timeout, end })
     }
 }
 
@@ -78,10 +129,11 @@ pub fn send(socket: &UnixStream, command: Command, files: &[BorrowedFd<'_>]) -> 
     if !files.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(files)) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let byte = [command.byte()];
+    let bytes = command.to_bytes();
     loop {
-        match sendmsg(socket, &[IoSlice::new(&byte)], &mut ancillary, SendFlags::NOSIGNAL) {
+        match sendmsg(socket, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL) {
             Err(Errno::INTR) => {}
+            // So few bytes go at once or not at all.
             sent => return Ok(sent.map(drop)?),
         }
     }
@@ -108,10 +160,11 @@ pub(super) fn receive(socket: &UnixStream) -> io::Result<Option<Request>> {
             files.extend(received);
         }
     }
-    Ok((received.bytes > 0).then(|| Request {
-        command: Command::from_byte(byte[0]),
-        files,
-    }))
+    if received.bytes == 0 {
+        return Ok(None);
+    }
+    let command = Command::read(byte[0], socket)?;
+    Ok(Some(Request { command, files }))
 }
 
 impl Answer {
@@ -171,6 +224,28 @@ mod tests {
         assert_eq!(receive(&theirs).unwrap().unwrap().command, Some(Command::Pause));
         assert_eq!(receive(&theirs).unwrap().unwrap().command, None);
         assert!(receive(&theirs).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_time_arrives_as_it_was_sent_and_what_is_cut_off_is_no_command() {
+        for timeout in [None, Some(Timeout::try_from(90_000).unwrap())] {
+            for (end, _) in ENDS {
+                let (ours, theirs) = UnixStream::pair().unwrap();
+                let command = Command::SetTimeout { timeout, end };
+                send(&ours, command, &[]).unwrap();
+                assert_eq!(receive(&theirs).unwrap().unwrap().command, Some(command));
+                (&ours).write_all(&command.to_bytes()[..5]).unwrap();
+                theirs.set_nonblocking(true).unwrap();
+                receive(&theirs).unwrap_err();
+            }
+        }
+    }
+
+    #[test]
+    fn a_time_that_is_none_is_no_command() {
+        for fields in [*b"\0\0\0\0\0\0\0\0x", *b"\xff\xff\xff\xff\xff\xff\xff\xffs"] {
+            assert_eq!(Command::set_timeout(fields), None);
+        }
     }
 
     #[test]

@@ -5,17 +5,22 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use msb_protocol::notice::Notice;
+use msb_protocol::notice::{Notice, SHUT_DOWN};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::args::Lifetime;
 use super::console::ConsolePump;
+use super::control::Answer;
 use super::control::server::{ControlServer, Effect};
+use super::deadline::{Deadline, Due};
 use super::machine::{Heard, Machine};
 use super::notices::Notices;
 use super::outcome::Observed;
 use super::signals::Signals;
+use crate::report;
+use crate::sandbox::deadline::{Timeout, TimeoutEnd};
+use crate::store::files::FileError;
 
 /// How long a VM may take to end that was asked to: its threads only have to return. One that was stopped by a signal
 /// never does.
@@ -41,6 +46,8 @@ pub(super) struct Watcher<'a> {
     pub(super) machine: &'a mut Machine,
     /// Who tells the VM to stand still, to go on, to be saved.
     pub(super) control: ControlServer,
+    /// When the run's time is over.
+    pub(super) deadline: Deadline,
     /// Told of what the sandbox's records shall say.
     pub(super) told: &'a dyn Told,
     /// Whether the guest was restored and has not been told yet who it is.
@@ -55,6 +62,12 @@ pub(super) trait Told: std::fmt::Debug {
     /// The guest stands still, or goes on.
     fn paused(&self, paused: bool);
 
+    /// The run will be ended after this time, or never.
+    ///
+    /// # Errors
+    /// When that cannot be written down.
+    fn deadline(&self, timeout: Option<Timeout>, end: TimeoutEnd) -> Result<(), FileError>;
+
     /// The message that says who a restored guest is.
     ///
     /// # Errors
@@ -66,9 +79,9 @@ impl Watcher<'_> {
     /// Returns what was seen when the VM has ended.
     pub(super) fn run(mut self) -> Observed {
         let mut observed = Observed::default();
-        let mut deadline = None;
+        let mut kill_at = None;
         loop {
-            let ready = match self.poll(&observed, deadline) {
+            let ready = match self.poll(&observed, kill_at) {
                 Ok(ready) => ready,
                 Err(Errno::INTR) => continue,
                 Err(errno) => {
@@ -78,7 +91,7 @@ impl Watcher<'_> {
                     return observed;
                 }
             };
-            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            if kill_at.is_some_and(|kill_at| kill_at <= Instant::now()) {
                 self.kill(&mut observed);
             }
             if ready.signals {
@@ -88,8 +101,11 @@ impl Watcher<'_> {
             if ready.starter && self.starter_ended() {
                 self.stop(&mut observed, "the process it belonged to ended");
             }
+            if ready.deadline {
+                self.heed_deadline(&mut observed);
+            }
             if observed.stopped_because.is_some() {
-                deadline.get_or_insert_with(|| Instant::now() + STOP_TIMEOUT);
+                kill_at.get_or_insert_with(|| Instant::now() + STOP_TIMEOUT);
             }
             if ready.console {
                 self.console.take();
@@ -114,7 +130,7 @@ impl Watcher<'_> {
         }
     }
 
-    fn poll(&self, observed: &Observed, deadline: Option<Instant>) -> Result<Ready, Errno> {
+    fn poll(&self, observed: &Observed, kill_at: Option<Instant>) -> Result<Ready, Errno> {
         // A descriptor at its end stays readable: it is not polled once that is known.
         let starter = self.lifetime.is_bound(observed.ready) && observed.stopped_because.is_none();
         let starter = starter.then(|| self.starter.as_fd());
@@ -125,16 +141,17 @@ impl Watcher<'_> {
             self.console.fd(),
             self.control.fd(),
             Some(self.machine.fd()),
+            Some(self.deadline.as_fd()),
         ];
         let mut fds: Vec<PollFd<'_>> = watched.iter().flatten().map(input_of).collect();
         // What was killed ends, however long that takes.
-        let left = deadline.filter(|_| !observed.killed);
-        let left = left.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let left = kill_at.filter(|_| !observed.killed);
+        let left = left.map(|kill_at| kill_at.saturating_duration_since(Instant::now()));
         let left = left.map(|left| Timespec::try_from(left).expect("some seconds fit"));
         poll(&mut fds, left.as_ref())?;
         let mut results = fds.iter().map(|fd| !fd.revents().is_empty());
         let mut next = |fd: &Option<BorrowedFd<'_>>| fd.is_some() && results.next().unwrap_or(false);
-        let [signals, starter, notices, console, control, machine] = watched.each_ref().map(&mut next);
+        let [signals, starter, notices, console, control, machine, deadline] = watched.each_ref().map(&mut next);
         Ok(Ready {
             signals,
             starter,
@@ -142,6 +159,7 @@ impl Watcher<'_> {
             console,
             control,
             machine,
+            deadline,
         })
     }
 
@@ -167,6 +185,44 @@ impl Watcher<'_> {
             Effect::None => {}
             Effect::Forward(request, command) => self.machine.tell(command, &request.files),
             Effect::Paused(paused) => self.told.paused(paused),
+            Effect::SetTimeout(timeout, end) => {
+                let answer = match self.set_timeout(timeout, end) {
+                    Ok(()) => Answer::Done,
+                    Err(message) => Answer::Refused(message),
+                };
+                self.control.answer(&answer);
+            }
+        }
+    }
+
+    fn set_timeout(&mut self, timeout: Option<Timeout>, end: Option<TimeoutEnd>) -> Result<(), String> {
+        if self.deadline.is_over() {
+            return Err("its time is over already".into());
+        }
+        let end = end.unwrap_or(self.deadline.end());
+        let recorded = self.told.deadline(timeout, end);
+        recorded.map_err(|error| report::one_line(&error))?;
+        let set = self.deadline.set(timeout.map(Timeout::duration), end);
+        set.map_err(|error| format!("cannot set a timer: {error}"))
+    }
+
+    fn heed_deadline(&mut self, observed: &mut Observed) {
+        // Before a guest is ready, or knows who it is, it has nothing to lose.
+        let can_ask = observed.ready && !self.owes_identity;
+        let Some(due) = self.deadline.take(can_ask) else {
+            return;
+        };
+        observed.deadline = true;
+        match due {
+            Due::End(because) => self.stop(observed, because),
+            Due::ShutDown => {
+                if let Err(error) = self.notices.send(SHUT_DOWN) {
+                    tracing::warn!(%error, "cannot ask the guest to shut down: ending it");
+                    self.stop(observed, "killed, because the guest could not be asked to shut down");
+                }
+                let effect = self.control.wake();
+                self.follow(effect);
+            }
         }
     }
 
@@ -283,6 +339,7 @@ struct Ready {
     console: bool,
     control: bool,
     machine: bool,
+    deadline: bool,
 }
 
 fn input_of<'fd>(fd: &BorrowedFd<'fd>) -> PollFd<'fd> {

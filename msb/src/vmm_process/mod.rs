@@ -3,6 +3,7 @@
 pub mod args;
 mod console;
 pub mod control;
+mod deadline;
 mod events;
 mod machine;
 mod notices;
@@ -27,6 +28,7 @@ use msb_protocol::renewal::{ENTROPY, Renewal};
 use args::{Lifetime, VmmArgs};
 use console::ConsolePump;
 use control::server::ControlServer;
+use deadline::Deadline;
 use events::{Told, Watcher};
 use machine::{Machine, Plan};
 use notices::Notices;
@@ -38,7 +40,10 @@ use surroundings::SurroundingsError;
 use crate::identity::Identity;
 use crate::report;
 use crate::sandbox::Sandbox;
-use crate::sandbox::records::{ExitRecord, PauseRecord, ProcessIdentity, ReadyRecord, RunRecord, VmProcess};
+use crate::sandbox::deadline::{Timeout, TimeoutEnd, boot_time};
+use crate::sandbox::records::{
+    DeadlineRecord, ExitRecord, PauseRecord, ProcessIdentity, ReadyRecord, RunRecord, VmProcess,
+};
 use crate::store::files::{self, FileError};
 use crate::store::layout::SandboxDir;
 use crate::store::lock::RunLock;
@@ -139,6 +144,7 @@ impl Run {
         let status = starter.try_clone().map_err(SetUpError::system("watch the starter"))?;
         let status = StatusWriter::new(status).map_err(SetUpError::system("talk to the starter"))?;
         self.write_run_record(None)?;
+        let deadline = self.limit_time()?;
         self.store.create_socket_dir(self.id(), &self.lock)?;
         let layout = self.store.layout();
         let path = layout.vsock_listener(self.id(), msb_protocol::ports::NOTICES);
@@ -213,6 +219,7 @@ impl Run {
             console: &mut console,
             machine: &mut machine,
             control,
+            deadline,
             told: &Announcer {
                 run: self,
                 sandbox: &sandbox,
@@ -237,6 +244,33 @@ impl Run {
             socket: self.store.layout().vsock(self.id()),
         };
         Ok(files::replace_json(&self.dir().run(), &record)?)
+    }
+
+    /// From now on the time of this run counts.
+    fn limit_time(&self) -> Result<Deadline, SetUpError> {
+        let limit = self.args.limit;
+        let timer = Deadline::never(limit.end).and_then(|mut deadline| {
+            deadline.set(limit.timeout.map(Timeout::duration), limit.end)?;
+            Ok(deadline)
+        });
+        let deadline = timer.map_err(SetUpError::system("make a timer"))?;
+        self.write_deadline(limit.timeout, limit.end)?;
+        Ok(deadline)
+    }
+
+    fn write_deadline(&self, timeout: Option<Timeout>, end: TimeoutEnd) -> Result<(), FileError> {
+        let path = self.dir().deadline();
+        let Some(timeout) = timeout else {
+            return files::remove_optional(&path);
+        };
+        let after = timeout.duration();
+        let record = DeadlineRecord {
+            run_id: self.run_id.clone(),
+            at: Timestamp::now().saturating_add(after).unwrap_or(Timestamp::MAX),
+            boot_time: boot_time() + after,
+            end,
+        };
+        files::replace_json(&path, &record)
     }
 
     /// What a guest is told of itself, now.
@@ -354,6 +388,10 @@ impl Told for Announcer<'_> {
             ),
         };
         log_errors([recorded.map_err(StoreError::from)]);
+    }
+
+    fn deadline(&self, timeout: Option<Timeout>, end: TimeoutEnd) -> Result<(), FileError> {
+        self.run.write_deadline(timeout, end)
     }
 
     fn identity(&self) -> io::Result<Vec<u8>> {

@@ -33,6 +33,8 @@ pub(super) struct Observed {
     pub(super) stopped_because: Option<&'static str>,
     /// The VM did not end when it was asked to.
     pub(super) killed: bool,
+    /// Its time was over.
+    pub(super) deadline: bool,
 }
 
 impl Observed {
@@ -48,6 +50,15 @@ impl Observed {
 
 /// The reason and the message of the exit record. `console` is the last thing the kernel said, if it is known.
 pub(super) fn classify(end: VmEnd, observed: &Observed, console: Option<&str>) -> (ExitReason, String) {
+    match classify_end(end, observed, console) {
+        (ExitReason::Shutdown | ExitReason::Killed, how) if observed.deadline => {
+            (ExitReason::Deadline, format!("its time was over: {how}"))
+        }
+        other => other,
+    }
+}
+
+fn classify_end(end: VmEnd, observed: &Observed, console: Option<&str>) -> (ExitReason, String) {
     match end {
         VmEnd::Failed(_) if observed.killed => {
             let because = observed.stopped_because.unwrap_or("killed");
@@ -143,6 +154,31 @@ mod tests {
         let (reason, message) = classify(VmEnd::Failed("signal 9".into()), &observed, None);
         assert_eq!(reason, ExitReason::Killed);
         assert!(message.starts_with("the process it belonged to ended"), "{message}");
+    }
+
+    #[test]
+    fn an_end_at_the_deadline_says_so_unless_the_guest_crashed() {
+        let observed = Observed {
+            ready: true,
+            shutting_down: true,
+            deadline: true,
+            ..Observed::default()
+        };
+        let expected = "its time was over: the guest shut down";
+        assert_eq!(
+            classify(VmEnd::Reset, &observed, None),
+            (ExitReason::Deadline, expected.into())
+        );
+        let killed = Observed {
+            stopped_because: Some("killed"),
+            ..observed.clone()
+        };
+        assert_eq!(classify(VmEnd::Stopped, &killed, None).1, "its time was over: killed");
+        let crashed = Observed {
+            shutting_down: false,
+            ..observed
+        };
+        assert_eq!(classify(VmEnd::Reset, &crashed, None).0, ExitReason::GuestReset);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::path::Path;
 use rustix::process::Pid;
 
 use super::{Answer, Command, Request, receive};
+use crate::sandbox::deadline::{Timeout, TimeoutEnd};
 
 /// The control socket, and who uses it. Further clients wait in its backlog.
 #[derive(Debug)]
@@ -28,8 +29,11 @@ pub(in crate::vmm_process) struct ControlServer {
 enum Pending {
     /// The client waits for what becomes of its command.
     OfClient(Command),
-    /// The VM goes on because its client has left.
-    Release,
+    /// The VM goes on because its client has left, or because it is to shut down.
+    Release {
+        /// It had been paused.
+        was_paused: bool,
+    },
 }
 
 /// What follows from an event.
@@ -41,6 +45,8 @@ pub(in crate::vmm_process) enum Effect {
     Forward(Request, Command),
     /// From now on the VM is paused, or not.
     Paused(bool),
+    /// The run is to be given another time, and what became of that to [`ControlServer::answer`].
+    SetTimeout(Option<Timeout>, Option<TimeoutEnd>),
 }
 
 impl ControlServer {
@@ -96,6 +102,10 @@ impl ControlServer {
                 self.answer(&Answer::Refused("a saved VM needs two files".into()));
                 Effect::None
             }
+            Ok(Some(Request {
+                command: Some(Command::SetTimeout { timeout, end }),
+                ..
+            })) => Effect::SetTimeout(timeout, end),
             Ok(Some(request)) => {
                 let command = request.command.unwrap_or(Command::Resume);
                 self.pending = Some(Pending::OfClient(command));
@@ -108,8 +118,10 @@ impl ControlServer {
 
     /// The machine has carried out what it was given.
     pub(in crate::vmm_process) fn answered(&mut self, answer: &Answer) -> Effect {
-        let Some(Pending::OfClient(command)) = self.pending.take() else {
-            return Effect::None;
+        let command = match self.pending.take() {
+            Some(Pending::OfClient(command)) => command,
+            Some(Pending::Release { was_paused: true }) => return Effect::Paused(false),
+            Some(Pending::Release { was_paused: false }) | None => return Effect::None,
         };
         let done = *answer == Answer::Done;
         // Also when it was not saved: the machine stood still to try.
@@ -148,7 +160,22 @@ impl ControlServer {
         if !std::mem::take(&mut self.held) || self.paused {
             return Effect::None;
         }
-        self.pending = Some(Pending::Release);
+        self.release(false)
+    }
+
+    /// Lets a VM go on that is paused, so that it can shut down. One that is just saved goes on when its client leaves.
+    pub(in crate::vmm_process) fn wake(&mut self) -> Effect {
+        if self.pending.is_some() || !std::mem::take(&mut self.paused) {
+            return Effect::None;
+        }
+        // Whoever is connected now hears no more.
+        self.client = None;
+        self.held = false;
+        self.release(true)
+    }
+
+    fn release(&mut self, was_paused: bool) -> Effect {
+        self.pending = Some(Pending::Release { was_paused });
         let release = Request {
             command: Some(Command::Resume),
             files: Vec::new(),
@@ -202,6 +229,29 @@ mod tests {
         }
         drop(client);
         assert!(matches!(server.on_input(), Effect::None));
+    }
+
+    #[test]
+    fn a_vm_that_is_to_shut_down_is_woken_once() {
+        let (_directory, mut server, client) = server();
+        assert!(matches!(server.wake(), Effect::None), "it runs");
+        send(&client, Command::Pause, &[]).unwrap();
+        assert!(matches!(server.on_input(), Effect::Forward(..)));
+        assert!(matches!(server.wake(), Effect::None), "the machine is at work");
+        server.answered(&Answer::Done);
+        assert!(matches!(server.wake(), Effect::Forward(_, Command::Resume)));
+        assert!(matches!(server.answered(&Answer::Done), Effect::Paused(false)));
+        assert!(matches!(server.wake(), Effect::None));
+    }
+
+    #[test]
+    fn a_time_is_set_without_the_machine() {
+        let (_directory, mut server, client) = server();
+        let (timeout, end) = (Timeout::try_from(1000).ok(), None);
+        send(&client, Command::SetTimeout { timeout, end }, &[]).unwrap();
+        assert!(matches!(server.on_input(), Effect::SetTimeout(Some(_), None)));
+        server.answer(&Answer::Done);
+        assert_eq!(Answer::read(&client).unwrap(), Answer::Done);
     }
 
     #[test]
