@@ -5,7 +5,8 @@ mod support;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use support::{Server, assert_success, output, own_user, stdout};
+use msb_test_support::own_user;
+use support::{Server, assert_success, output, stdout};
 
 /// An agent that holds the user's key, ended with the test.
 struct Agent {

@@ -5,7 +5,8 @@ mod support;
 use std::fs;
 use std::process::{Command, Output, Stdio};
 
-use support::{Server, assert_success, output, own_user, stdout};
+use msb_test_support::own_user;
+use support::{Server, assert_success, output, stdout};
 
 /// A server that trusts an authority, whose line has these options.
 fn server(options: &str) -> Server {

@@ -6,7 +6,8 @@ use std::fs;
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 
-use support::{AGENT, Server, output, output_with_input, pattern, serve, stdout};
+use msb_test_support::pattern;
+use support::{AGENT, Server, output, output_with_input, serve, stdout};
 
 #[test]
 fn bytes_that_are_no_ssh_end_the_connection() {

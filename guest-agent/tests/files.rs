@@ -7,7 +7,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
-use support::{AGENT, Server, assert_success, direct_sftp, os, output, pattern, quoted, stdout};
+use msb_test_support::pattern;
+use support::{AGENT, Server, assert_success, direct_sftp, os, output, quoted, stdout};
 
 /// A tree with odd names, links, modes and sizes around the transfer units.
 fn make_tree(root: &Path) {

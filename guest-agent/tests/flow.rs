@@ -8,7 +8,8 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
-use support::{Master, Server, assert_success, output, output_with_input, pattern, stdout};
+use msb_test_support::pattern;
+use support::{Master, Server, assert_success, output, output_with_input, stdout};
 
 const MIB: usize = 1 << 20;
 

@@ -7,7 +7,8 @@ use std::net::{Shutdown, TcpListener};
 use std::process::{Command, Stdio};
 use std::thread;
 
-use support::{Server, assert_success, is_root, output, output_with_input, own_user, pattern, stdout};
+use msb_test_support::{own_user, pattern};
+use support::{Server, assert_success, is_root, output, output_with_input, stdout};
 
 /// Answers one connection with a greeting, then with all that it got once that has ended.
 fn echo_after_end() -> u16 {

@@ -5,12 +5,13 @@ mod support;
 use std::thread;
 use std::time::Duration;
 
+use msb_test_support::pattern;
 use proptest::prelude::*;
 use support::raw::{
     CHANNEL_FAILURE, CHANNEL_SUCCESS, CLOSE, DATA, DISCONNECT, EOF, EXTENDED_DATA, GLOBAL_REQUEST, Message, OPEN,
     OPEN_CONFIRMATION, OPEN_FAILURE, REQUEST, REQUEST_FAILURE, REQUEST_SUCCESS, Raw, WINDOW_ADJUST,
 };
-use support::{Server, pattern, stdout};
+use support::{Server, stdout};
 
 const MIB: usize = 1 << 20;
 

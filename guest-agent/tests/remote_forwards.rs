@@ -10,7 +10,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
-use support::{Master, Server, assert_success, output, own_user, pattern, stdout};
+use msb_test_support::{own_user, pattern};
+use support::{Master, Server, assert_success, output, stdout};
 
 /// Greets every connection, then gives back all that it got once that has ended.
 fn echo_after_end() -> u16 {

@@ -4,8 +4,9 @@ mod support;
 
 use std::process::Stdio;
 
+use msb_test_support::{own_user, pattern};
 use support::raw::{CHANNEL_SUCCESS, CLOSE, DATA, EOF, EXTENDED_DATA, Message, REQUEST, Raw};
-use support::{Server, assert_success, is_root, os, output, output_with_input, own_user, stdout};
+use support::{Server, assert_success, is_root, os, output, output_with_input, stdout};
 
 #[test]
 fn output_errors_and_status_arrive_apart() {
@@ -239,7 +240,7 @@ fn clients_may_insist_on_any_algorithm_of_theirs() {
 fn rekeying_loses_nothing() {
     let server = Server::new();
     let mut ssh = server.ssh(&["-o", "RekeyLimit=1M", "box", "cat"]);
-    let data = support::pattern(8 << 20);
+    let data = pattern(8 << 20);
     let output = output_with_input(&mut ssh, &data);
     assert!(
         output.stdout == data,

@@ -1,41 +1,15 @@
 //! What `msb` says and how it ends when it is used wrongly, and what needs no guest.
 
-use std::process::{Command, Output, Stdio};
+mod machine;
 
+use std::process::{Output, Stdio};
+
+use machine::Machine;
 use msb::Store;
 use msb::events::Events;
 use msb::store::layout::Layout;
 
-struct Machine {
-    dir: tempfile::TempDir,
-}
-
 impl Machine {
-    fn new() -> Self {
-        Self {
-            dir: tempfile::tempdir().unwrap(),
-        }
-    }
-
-    fn home(&self) -> std::path::PathBuf {
-        self.dir.path().join("home")
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_msb"));
-        command.args(arguments).env_clear().stdin(Stdio::null());
-        command
-            .env("MSB_HOME", self.home())
-            .env("MSB_RUNTIME_DIR", self.dir.path().join("run"));
-        command.env("HOME", self.dir.path()).env("PATH", "/usr/bin:/bin");
-        command.env("MSB_LIB", self.dir.path().join("lib"));
-        command
-    }
-
-    fn msb(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().unwrap()
-    }
-
     fn id_of_new(&self, arguments: &[&str]) -> String {
         let output = self.msb(&[&["create", "--no-start"], arguments].concat());
         assert!(output.status.success(), "{output:?}");
@@ -44,7 +18,7 @@ impl Machine {
 
     /// A kernel and an image that can be found, but not booted.
     fn with_files(self, kernel: &[u8]) -> Self {
-        let lib = self.dir.path().join("lib");
+        let lib = self.path("lib");
         std::fs::create_dir(&lib).unwrap();
         std::fs::write(lib.join("vmlinux"), kernel).unwrap();
         std::fs::write(lib.join("initramfs.cpio"), b"").unwrap();
@@ -53,7 +27,9 @@ impl Machine {
     }
 
     fn sandboxes(&self) -> Vec<String> {
-        let entries = std::fs::read_dir(self.home().join("sandboxes")).into_iter().flatten();
+        let entries = std::fs::read_dir(self.path("home").join("sandboxes"))
+            .into_iter()
+            .flatten();
         entries
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect()
@@ -86,7 +62,7 @@ fn wrong_usage_is_one_line_and_status_125() {
     );
     assert_refused(&machine.msb(&["exec", "box"]), &["COMMAND", "msb exec --help"]);
     assert_refused(&machine.msb(&["__vmm", "{}"]), &["VMM process"]);
-    assert!(!machine.home().exists());
+    assert!(!machine.path("home").exists());
 }
 
 #[test]
@@ -164,7 +140,7 @@ fn an_unknown_sandbox_is_named_by_every_verb() {
         &machine.msb(&["exec", "nobody", "--", "true"]),
         &["there is no sandbox 'nobody'"],
     );
-    assert!(!machine.home().exists());
+    assert!(!machine.path("home").exists());
 }
 
 #[test]
@@ -285,7 +261,7 @@ fn a_kernel_that_is_none_is_told_by_the_vmm_process() {
             (&view["state"], &view["exit_reason"]),
             (&"crashed".into(), &"vmm-error".into())
         );
-        assert_eq!(std::fs::read_dir(machine.dir.path().join("run")).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(machine.path("run")).unwrap().count(), 0);
     }
 }
 
@@ -382,10 +358,10 @@ fn the_ssh_configuration_is_one_block_that_weakens_nothing() {
     assert!(block.starts_with("Host *.msb\n"), "{block}");
     assert!(block.contains("StrictHostKeyChecking yes"), "{block}");
     assert!(
-        block.contains(&format!("MSB_HOME='{}'", machine.home().display())),
+        block.contains(&format!("MSB_HOME='{}'", machine.path("home").display())),
         "{block}"
     );
-    assert!(machine.home().join("client_key").exists());
+    assert!(machine.path("home").join("client_key").exists());
 }
 
 #[test]
@@ -402,7 +378,15 @@ fn a_relative_home_is_refused() {
 fn a_damaged_sandbox_hides_no_other_and_can_be_removed() {
     let machine = Machine::new();
     let (damaged, whole) = (machine.id_of_new(&["--name", "damaged"]), machine.id_of_new(&[]));
-    std::fs::write(machine.home().join("sandboxes").join(&damaged).join("config.json"), "").unwrap();
+    std::fs::write(
+        machine
+            .path("home")
+            .join("sandboxes")
+            .join(&damaged)
+            .join("config.json"),
+        "",
+    )
+    .unwrap();
     let listed = machine.msb(&["ls", "--quiet"]);
     assert_eq!(String::from_utf8_lossy(&listed.stdout), format!("{whole}\n"));
     assert!(String::from_utf8_lossy(&listed.stderr).contains(&damaged));
@@ -450,8 +434,8 @@ fn events_tell_what_becomes_of_sandboxes() {
     let machine = Machine::new().with_files(b"kernel");
     machine.id_of_new(&["--name", "earlier"]);
     let store = Store::new(Layout {
-        home: machine.home(),
-        runtime: machine.dir.path().join("run"),
+        home: machine.path("home"),
+        runtime: machine.path("run"),
     });
     let mut events = Events::of(&store).unwrap();
     let mut next = || {

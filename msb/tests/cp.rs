@@ -8,7 +8,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use guest::{Guest, own_user, terminal};
+use guest::Guest;
+use msb_test_support::{own_user, terminal};
 
 /// `msb cp` with these arguments, in the guest's directory.
 fn cp(guest: &Guest, arguments: &[&str]) -> Command {

@@ -1,42 +1,16 @@
 //! Images from every source, good and bad, by the command, without a guest.
 
+mod machine;
+
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
+use machine::Machine;
 use msb_image::digest::Digest;
 use serde_json::{Value, json};
 
-struct Machine {
-    dir: tempfile::TempDir,
-}
-
 impl Machine {
-    fn new() -> Self {
-        Self {
-            dir: tempfile::tempdir().unwrap(),
-        }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_msb"));
-        command.args(arguments).env_clear().stdin(Stdio::null());
-        command
-            .env("MSB_HOME", self.path("home"))
-            .env("MSB_RUNTIME_DIR", self.path("run"))
-            .env("HOME", self.dir.path())
-            .env("PATH", "/usr/bin:/bin");
-        command
-    }
-
-    fn msb(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().unwrap()
-    }
-
     /// What it prints, when it must succeed.
     fn text(&self, arguments: &[&str]) -> String {
         text_of(&self.msb(arguments))

@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 
-use guest::{Guest, built, own_user, terminal};
+use guest::Guest;
 use msb::ssh::sftp::SftpError;
 use msb::ssh::{
     AttachEnd, ExitStatus, Program, Session, SessionEvent, SpawnOptions, SshAttachOptions, SshClientOptions, SshError,
@@ -15,6 +15,7 @@ use msb::ssh::{
 };
 use msb_ssh::client::{ClientConfig, SshClient};
 use msb_ssh::keys::{KeyPair, load_public};
+use msb_test_support::{built, own_user, terminal};
 use tokio::io::AsyncWriteExt;
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use msb_ssh::client::{ExitStatus, SshClient};
 use msb_ssh::process::{
     self, AttachOptions, Failure, Process, ProcessError, ProcessEvent, Program, Since, StartOptions, Terminal,
 };
+use msb_test_support::until;
 
 const MIB: usize = 1024 * 1024;
 
@@ -53,18 +54,6 @@ fn on_terminal() -> StartOptions {
         survive: true,
         ..StartOptions::default()
     }
-}
-
-/// Reads output until it contains `expected`.
-async fn until(process: &mut Process, expected: &str) -> String {
-    let mut seen = String::new();
-    while !seen.contains(expected) {
-        match process.events.next().await.unwrap() {
-            Some(ProcessEvent::Stdout(data)) => seen.push_str(&String::from_utf8_lossy(&data)),
-            other => panic!("{other:?} before {expected:?}, after {seen:?}"),
-        }
-    }
-    seen
 }
 
 fn is_alive(pid: u32) -> bool {

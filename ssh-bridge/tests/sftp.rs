@@ -12,6 +12,7 @@ use agent::Agent;
 use bytes::Bytes;
 use msb_ssh::client::{ClientConfig, SshClient};
 use msb_ssh::sftp::{EndCause, FileAttributes, FileKind, OpenOptions, SftpClient, SftpError, StatusCode};
+use msb_test_support::pattern;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const MIB: usize = 1024 * 1024;
@@ -20,20 +21,6 @@ async fn connected() -> (Agent, SshClient, SftpClient) {
     let (agent, client) = Agent::connected().await;
     let sftp = client.sftp().await.unwrap();
     (agent, client, sftp)
-}
-
-/// Bytes that do not repeat at any request's length, so that loss, doubling and disorder all show.
-fn pattern(length: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_u32;
-    let mut bytes = Vec::with_capacity(length + 4);
-    while bytes.len() < length {
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        bytes.extend(state.to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
 }
 
 #[tokio::test]

@@ -3,10 +3,11 @@
 use std::process::Command;
 use std::time::Duration;
 
-use msb::processes::{AttachOptions, Commands, Info, Process, ProcessEvent, Program, PtyOptions, RunOptions, Since};
+use msb::processes::{AttachOptions, Commands, Info, ProcessEvent, Program, PtyOptions, RunOptions, Since};
 use msb::ssh::ExitStatus;
 use msb::store::layout::Layout;
 use msb::{Sandbox, Store};
+use msb_test_support::until;
 use msb_tests::{Msb, Terminal, finish, finish_with_input};
 
 const MIB: usize = 1 << 20;
@@ -17,18 +18,6 @@ fn open(msb: &Msb, name: &str) -> Sandbox {
         runtime: msb.runtime(),
     };
     Sandbox::find(&Store::new(layout), name).unwrap()
-}
-
-/// Reads output until it contains `expected`.
-async fn until(process: &mut Process, expected: &str) -> String {
-    let mut seen = String::new();
-    while !seen.contains(expected) {
-        match process.events.next().await.unwrap() {
-            Some(ProcessEvent::Stdout(data)) => seen.push_str(&String::from_utf8_lossy(&data)),
-            other => panic!("{other:?} before {expected:?}, after {seen:?}"),
-        }
-    }
-    seen
 }
 
 fn envs(name: &str, value: &str) -> Vec<(String, String)> {

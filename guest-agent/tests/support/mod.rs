@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+use msb_test_support::own_user;
 use tempfile::TempDir;
 
 pub(crate) mod raw;
@@ -215,26 +216,8 @@ pub(crate) fn assert_success(output: &Output) {
     assert!(output.status.success(), "{}\n{out}\n{err}", output.status);
 }
 
-pub(crate) fn own_user() -> String {
-    stdout(&output(Command::new("id").arg("-un"))).trim().into()
-}
-
 pub(crate) fn is_root() -> bool {
     stdout(&output(Command::new("id").arg("-u"))).trim() == "0"
-}
-
-/// Bytes that do not repeat at any packet's length, so that loss, doubling and disorder all show.
-pub(crate) fn pattern(length: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_u32;
-    let mut bytes = Vec::with_capacity(length + 4);
-    while bytes.len() < length {
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        bytes.extend(state.to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
 }
 
 /// A path for a batch of sftp, where a backslash escapes.

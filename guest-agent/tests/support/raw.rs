@@ -3,6 +3,7 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
+use msb_test_support::own_user;
 use ring::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use ring::agreement::{EphemeralPrivateKey, UnparsedPublicKey, X25519, agree_ephemeral};
 use ring::digest::{SHA256, digest};
@@ -10,7 +11,7 @@ use ring::rand::SystemRandom;
 use russh::keys::PrivateKey;
 use russh::keys::signature::Signer;
 
-use super::{Server, own_user};
+use super::Server;
 
 const VERSION: &[u8] = b"SSH-2.0-raw";
 const BLOCK: usize = 16;

@@ -2,7 +2,6 @@
 //! of this machine for each connection.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
-use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -18,7 +17,7 @@ use msb::store::layout::Layout;
 use msb::store::lock::RunLock;
 use msb::timings::Timings;
 use msb::{Sandbox, SandboxSpec, Store};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use msb_test_support::{built, own_user};
 
 /// A sandbox named `box`, with a store and a directory of its own.
 pub(crate) struct Guest {
@@ -88,23 +87,6 @@ impl Guest {
     }
 }
 
-/// The name of the user of this process.
-pub(crate) fn own_user() -> String {
-    let output = Command::new("id").arg("-un").output().unwrap();
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
-}
-
-/// Both ends of a pseudo-terminal.
-pub(crate) fn terminal() -> (File, OwnedFd) {
-    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-    grantpt(&master).unwrap();
-    unlockpt(&master).unwrap();
-    let name = ptsname(&master, Vec::new()).unwrap();
-    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY;
-    let slave = rustix::fs::open(&name, flags, rustix::fs::Mode::empty()).unwrap();
-    (master.into(), slave)
-}
-
 /// Answers as a VMM's socket does. Ends with the process of the test.
 fn serve(socket: &Path, sandbox: &Sandbox) {
     let listener = UnixListener::bind(socket).unwrap();
@@ -144,32 +126,4 @@ fn connect(stream: &mut UnixStream) {
 fn agent() -> &'static Path {
     static AGENT: OnceLock<PathBuf> = OnceLock::new();
     AGENT.get_or_init(|| built(&["--package", "msb-agent"]))
-}
-
-/// A program of this checkout, built by the cargo that runs the test.
-pub(crate) fn built(which: &[&str]) -> PathBuf {
-    let mut cargo = Command::new(env!("CARGO"));
-    // What cargo says of the test's own package would have build scripts run again.
-    for (name, _) in std::env::vars_os() {
-        let name = name.to_string_lossy();
-        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
-            cargo.env_remove(&*name);
-        }
-    }
-    let output = cargo
-        .args(["build", "--locked", "--message-format=json"])
-        .args(which)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .stderr(Stdio::inherit())
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{which:?} cannot be built");
-    let messages = String::from_utf8(output.stdout).unwrap();
-    let messages = messages
-        .lines()
-        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-    messages
-        .filter_map(|message| Some(message["executable"].as_str()?.into()))
-        .next_back()
-        .expect("a build names its executable")
 }

@@ -179,23 +179,10 @@ const CONTROL: &[(Opcode, ControlModes)] = &[
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::OwnedFd;
-
+    use msb_test_support::terminal;
     use rustix::termios::Winsize;
 
     use super::*;
-
-    fn terminal() -> (OwnedFd, OwnedFd) {
-        use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-
-        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-        grantpt(&master).unwrap();
-        unlockpt(&master).unwrap();
-        let name = ptsname(&master, Vec::new()).unwrap();
-        let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY;
-        let slave = rustix::fs::open(&name, flags, rustix::fs::Mode::empty()).unwrap();
-        (master, slave)
-    }
 
     #[test]
     fn the_guest_gets_the_size_and_the_modes_of_the_local_terminal() {

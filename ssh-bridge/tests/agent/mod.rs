@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 
 use msb_ssh::client::{ClientConfig, SshClient};
 use msb_ssh::keys::KeyPair;
+use msb_test_support::{built, own_user};
 
 /// An agent with keys and a directory of its own. It ends with its connection.
 pub(crate) struct Agent {
@@ -106,37 +107,8 @@ fn write_private(path: &Path, content: &[u8]) {
     std::io::Write::write_all(&mut file, content).unwrap();
 }
 
-fn own_user() -> String {
-    let output = Command::new("id").arg("-un").output().unwrap();
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
-}
-
-/// The agent, built from this checkout by the cargo that runs the test.
+/// The agent of this checkout.
 fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| {
-        let mut cargo = Command::new(env!("CARGO"));
-        // What cargo says of the test's own package would have build scripts run again.
-        for (name, _) in std::env::vars_os() {
-            let name = name.to_string_lossy();
-            if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
-                cargo.env_remove(&*name);
-            }
-        }
-        let built = cargo
-            .args(["build", "--locked", "--package", "msb-agent", "--message-format=json"])
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .stderr(Stdio::inherit())
-            .output()
-            .unwrap();
-        assert!(built.status.success(), "the agent cannot be built");
-        let messages = String::from_utf8(built.stdout).unwrap();
-        let messages = messages
-            .lines()
-            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-        messages
-            .filter_map(|message| Some(message["executable"].as_str()?.into()))
-            .next_back()
-            .expect("a build names its executable")
-    })
+    BINARY.get_or_init(|| built(&["--package", "msb-agent"]))
 }

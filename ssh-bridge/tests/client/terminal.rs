@@ -5,19 +5,13 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
 use msb_ssh::client::{AttachEnd, ClientError, ExitStatus, Program, SshAttachOptions, Stdio};
-use rustix::fs::{Mode, OFlags};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
 use super::server::connected;
 
-/// Both ends of a pseudo-terminal: the user's side, and the one that programs see.
+/// A terminal of a size that is not the usual one.
 fn terminal() -> (File, OwnedFd) {
-    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-    grantpt(&master).unwrap();
-    unlockpt(&master).unwrap();
-    let name = ptsname(&master, Vec::new()).unwrap();
-    let slave = rustix::fs::open(&name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
+    let (master, slave) = msb_test_support::terminal();
     tcsetwinsize(
         &slave,
         Winsize {
@@ -28,7 +22,7 @@ fn terminal() -> (File, OwnedFd) {
         },
     )
     .unwrap();
-    (File::from(master), slave)
+    (master, slave)
 }
 
 fn echoes(terminal: &OwnedFd) -> bool {
