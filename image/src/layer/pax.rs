@@ -8,6 +8,8 @@ pub(super) struct Records {
     values: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Pairs of offset and size, where each pair is two records (GNU tar's sparse format 0.0).
     pub(super) sparse_pairs: Vec<u64>,
+    /// Bytes of all headers that they are from.
+    size: usize,
 }
 
 /// A record whose length or form is wrong.
@@ -17,6 +19,7 @@ pub(super) struct Malformed;
 impl Records {
     /// Adds the records in `bytes`: `LENGTH KEY=VALUE\n`, where the length counts all of it. A value holds any byte.
     pub(super) fn extend(&mut self, mut bytes: &[u8]) -> Result<(), Malformed> {
+        self.size += bytes.len();
         while !bytes.is_empty() {
             let blank = bytes.iter().position(|&byte| byte == b' ').ok_or(Malformed)?;
             let length = number(&bytes[..blank]).and_then(|length| usize::try_from(length).ok());
@@ -28,6 +31,11 @@ impl Records {
             bytes = rest;
         }
         Ok(())
+    }
+
+    /// Bytes of all headers that were added: what they hold takes no more memory than in proportion.
+    pub(super) fn size(&self) -> usize {
+        self.size
     }
 
     fn set(&mut self, key: &[u8], value: &[u8]) -> Result<(), Malformed> {

@@ -15,8 +15,9 @@ use crate::tree::{Attributes, Device};
 /// The block of an archive, in bytes.
 const BLOCK: usize = 512;
 
-/// The largest extended header, in bytes: it holds extended attributes of up to 64 KiB each.
-const MAX_EXTENDED: u64 = 1 << 20;
+/// The most that extended headers of one entry have, in bytes, those for all entries included: they hold extended
+/// attributes of up to 64 KiB each.
+const MAX_EXTENDED: usize = 1 << 20;
 
 /// The most pieces of a sparse file.
 const MAX_SEGMENTS: usize = 1 << 16;
@@ -150,14 +151,14 @@ impl<'a, R: Read> TarReader<'a, R> {
             let size = header.entry_size().map_err(|_| field(&path, "size"))?;
             match header.entry_type() {
                 EntryType::XGlobalHeader => {
-                    let bytes = self.extended_header(size, &path)?;
+                    let bytes = self.extended_header(size, self.global.size(), &path)?;
                     self.global
                         .extend(&bytes)
                         .map_err(|Malformed| field(&path, "extended header"))?;
                     extended.records = self.global.clone();
                 }
                 EntryType::XHeader => {
-                    let bytes = self.extended_header(size, &path)?;
+                    let bytes = self.extended_header(size, extended.records.size(), &path)?;
                     let added = extended.records.extend(&bytes);
                     added.map_err(|Malformed| field(&path, "extended header"))?;
                 }
@@ -359,23 +360,23 @@ impl<'a, R: Read> TarReader<'a, R> {
         Ok(())
     }
 
-    fn extended_header(&mut self, size: u64, path: &Shown) -> Result<Vec<u8>, TarError> {
-        let limit = usize::try_from(MAX_EXTENDED.min(size)).expect("the limit is small");
-        if size > MAX_EXTENDED {
-            return Err(TarError::TooLong {
-                path: path.clone(),
-                field: "extended header",
-            });
-        }
+    /// The bytes of a header that adds to `before` others.
+    fn extended_header(&mut self, size: u64, before: usize, path: &Shown) -> Result<Vec<u8>, TarError> {
+        let length = usize::try_from(size).ok();
+        let length = length.filter(|length| length.saturating_add(before) <= MAX_EXTENDED);
+        let length = length.ok_or_else(|| TarError::TooLong {
+            path: path.clone(),
+            field: "extended header",
+        })?;
         self.begin(size);
-        let mut bytes = vec![0; limit];
+        let mut bytes = vec![0; length];
         read_exact(&mut self.data(), &mut bytes)?;
         Ok(bytes)
     }
 
     /// A name that did not fit into a header, without its NUL.
     fn long_field(&mut self, size: u64, path: &Shown) -> Result<Vec<u8>, TarError> {
-        let mut name = self.extended_header(size, path)?;
+        let mut name = self.extended_header(size, 0, path)?;
         if let Some(nul) = name.iter().position(|&byte| byte == 0) {
             name.truncate(nul);
         }

@@ -237,6 +237,24 @@ fn a_bomb_is_refused_at_its_limit_and_not_unpacked() {
 }
 
 #[test]
+fn extended_headers_without_end_are_refused_at_their_limit() {
+    let records = b"23 GNU.sparse.offset=1\n".repeat(20_000);
+    for kind in [EntryType::XHeader, EntryType::XGlobalHeader] {
+        let layer = archive(|builder| {
+            let header = header(kind, records.len() as u64);
+            for _ in 0..3 {
+                let mut header = header.clone();
+                header.set_path("headers").unwrap();
+                header.set_cksum();
+                builder.append(&header, records.as_slice()).unwrap();
+            }
+        });
+        let error = Image::new().apply(&layer).unwrap_err().to_string();
+        assert_eq!(error, "the extended header of 'headers' is longer than it may be");
+    }
+}
+
+#[test]
 fn a_checksum_behind_the_archive_is_looked_at() {
     let layer = archive(|builder| add_file(builder, "a", &[7; 5000]));
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
