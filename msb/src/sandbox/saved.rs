@@ -14,7 +14,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -346,12 +346,10 @@ impl Place {
         let mut partial = directory.as_os_str().to_owned();
         partial.push(".partial");
         let partial = PathBuf::from(partial);
-        // What a dead process left is nobody's; what a live one has, it holds.
-        if let Ok(left) = File::open(&partial) {
-            if flock(&left, FlockOperation::NonBlockingLockExclusive).is_err() {
-                return Err(SaveError::Busy(directory.into()));
-            }
-            files::remove_dir_optional(&partial)?;
+        if let Ok(left) = File::open(&partial)
+            && !sweep(&left, &partial)?
+        {
+            return Err(SaveError::Busy(directory.into()));
         }
         let make = || {
             DirBuilder::new().mode(0o700).create(&partial)?;
@@ -385,6 +383,21 @@ impl Place {
     }
 }
 
+/// Removes the directory `left`, which was found at `path`, if a dead process left it. False when a live one is at it: it
+/// holds its directory, or has put one of its own in the place of what was found.
+fn sweep(left: &File, path: &Path) -> Result<bool, FileError> {
+    if flock(left, FlockOperation::NonBlockingLockExclusive).is_err() {
+        return Ok(false);
+    }
+    let found = left.metadata().map_err(FileError::io("look at", path))?;
+    let is_found = |there: fs::Metadata| (there.dev(), there.ino()) == (found.dev(), found.ino());
+    if !fs::symlink_metadata(path).is_ok_and(is_found) {
+        return Ok(false);
+    }
+    files::remove_dir_optional(path)?;
+    Ok(true)
+}
+
 /// A new file for reading and writing that only its owner can open.
 fn create_private(path: &Path) -> Result<File, FileError> {
     let mut options = File::options();
@@ -410,5 +423,28 @@ fn nameless(directory: &Path, name: &str) -> Result<File, FileError> {
             Ok(file)
         }
         opened => opened.map_err(FileError::io("create a file in", directory)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_a_dead_process_left_gives_way_to_a_snapshot() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("snapshot");
+        let first = Place::new(&directory).unwrap();
+        first.create("memory").unwrap();
+        let error = Place::new(&directory).unwrap_err();
+        assert!(matches!(error, SaveError::Busy(_)), "{error}");
+        let found = File::open(&first.partial).unwrap();
+        drop(first);
+
+        let second = Place::new(&directory).unwrap();
+        second.create("memory").unwrap();
+        assert!(!sweep(&found, &second.partial).unwrap(), "it is not what was found");
+        second.finish().unwrap();
+        assert!(directory.join("memory").exists());
     }
 }
