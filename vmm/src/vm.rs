@@ -346,7 +346,11 @@ impl RunningVm {
             devices: self.bus.virtio().iter().map(|device| device.save()).collect(),
         };
         self.mappings.save(memory).map_err(PauseError::Memory)?;
-        Ok(snapshot)
+        // Threads leave the gate when the VM ends: what was read meanwhile may be of none.
+        match self.handle.supervisor.has_ended() {
+            true => Err(PauseError::Ended),
+            false => Ok(snapshot),
+        }
     }
 
     fn lock_paused(&self) -> std::sync::MutexGuard<'_, bool> {
