@@ -82,8 +82,9 @@ impl Notices {
         };
         agent.set_nonblocking(false)?;
         agent.set_write_timeout(Some(SEND_TIMEOUT))?;
-        agent.write_all(message)?;
-        agent.set_nonblocking(true)
+        let sent = agent.write_all(message);
+        agent.set_nonblocking(true)?;
+        sent
     }
 
     fn accept_and_read(&mut self) -> Result<Option<Vec<Notice>>, NoticesError> {
@@ -153,6 +154,7 @@ mod tests {
         notices.send(b"hello").unwrap();
         agent.read_exact(&mut [0; 5]).unwrap();
         assert!(notices.send(&vec![0; 8 << 20]).is_err());
+        assert_eq!(notices.take().unwrap(), None, "nor does what it does not say");
     }
 
     #[test]
