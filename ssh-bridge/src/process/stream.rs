@@ -101,16 +101,7 @@ impl Connection {
     /// Starts to move messages, with so many bytes of output granted already. The end of the task closes the channel.
     pub(super) fn run(incoming: Incoming, credit: u32) -> (Self, JoinHandle<()>) {
         let shared = Arc::new(Shared {
-            state: Mutex::new(State {
-                events: VecDeque::new(),
-                credit: credit.into(),
-                taken: 0,
-                window: INPUT_WINDOW,
-                answers: VecDeque::new(),
-                is_over: false,
-                is_closed: false,
-                failed: None,
-            }),
+            state: Mutex::new(State::new(credit)),
             arrived: Notify::new(),
             granted: Notify::new(),
         });
@@ -331,7 +322,24 @@ impl Shared {
 }
 
 impl State {
+    fn new(credit: u32) -> Self {
+        Self {
+            events: VecDeque::new(),
+            credit: credit.into(),
+            taken: 0,
+            window: INPUT_WINDOW,
+            answers: VecDeque::new(),
+            is_over: false,
+            is_closed: false,
+            failed: None,
+        }
+    }
+
     fn take_output(&mut self, is_error: bool, data: Vec<u8>) -> Result<(), ProcessError> {
+        // Nothing takes no credit, so nobody could be held to any number of it.
+        if data.is_empty() {
+            return Ok(());
+        }
         let length = u64::try_from(data.len()).unwrap_or(u64::MAX);
         self.credit = self.credit.checked_sub(length).ok_or(ProcessError::Protocol {
             what: "more output came than was granted",
@@ -357,5 +365,23 @@ impl State {
             self.failed = error;
         }
         self.answers.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_sends_nothing_without_end_takes_no_memory() {
+        let mut state = State::new(1);
+        for _ in 0..10 {
+            state.take_output(false, Vec::new()).unwrap();
+            state.take_output(true, Vec::new()).unwrap();
+        }
+        assert!(state.events.is_empty());
+        state.take_output(true, b"x".to_vec()).unwrap();
+        assert_eq!(state.events, [ProcessEvent::Stderr("x".into())]);
+        state.take_output(true, b"y".to_vec()).unwrap_err();
     }
 }

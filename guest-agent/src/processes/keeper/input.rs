@@ -50,6 +50,10 @@ impl Input {
     }
 
     pub(super) fn push(&mut self, client: u64, bytes: Vec<u8>) {
+        // Nothing takes nothing of the window, which is what bounds the queue.
+        if bytes.is_empty() {
+            return;
+        }
         self.queue.push_back(Piece {
             client,
             bytes,
@@ -100,5 +104,20 @@ impl Input {
         if self.is_ended && self.queue.is_empty() {
             self.descriptor = None;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_sends_nothing_without_end_takes_no_memory() {
+        let (_reader, writer) = std::io::pipe().unwrap();
+        let mut input = Input::new(Some(writer.into()), false);
+        (0..10).for_each(|_| input.push(1, Vec::new()));
+        assert!(input.queue.is_empty());
+        input.push(1, b"x".to_vec());
+        assert_eq!(input.write(), [(1, 1)]);
     }
 }
