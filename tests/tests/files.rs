@@ -122,7 +122,7 @@ fn sftp_lists_renames_removes_and_says_what_is_wrong() {
 #[test]
 fn half_a_gibibyte_goes_through_sftp_both_ways_with_stock_settings() {
     let msb = Msb::new();
-    let sandbox = msb.create_with("large", &["--memory", "1G"]);
+    let sandbox = msb.create_with("large", &["--memory", "1536M"]);
     let (file, back) = (msb.scratch("large"), msb.scratch("large.back"));
     finish(
         Command::new("sh")
