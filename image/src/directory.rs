@@ -1,11 +1,12 @@
 //! A root file system in a directory of the host.
 
 use std::collections::{BTreeMap, HashMap};
-use std::ffi::{CStr, OsStr};
+use std::ffi::{CStr, CString, OsStr};
 use std::io::{self, Read, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
@@ -30,6 +31,9 @@ pub enum DirectoryError {
         /// Why not.
         source: io::Error,
     },
+    /// It became another one.
+    #[error("{} was replaced while it was read: import it when nothing changes it", .0.display())]
+    Replaced(PathBuf),
     /// A file cannot be copied.
     #[error("cannot copy {}", path.display())]
     Content {
@@ -58,7 +62,7 @@ pub(crate) fn add(
         source: source.into(),
     };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let directory = rustix::fs::open(root, flags, Mode::empty()).map_err(read)?;
+    let directory = Rc::new(rustix::fs::open(root, flags, Mode::empty()).map_err(read)?);
     let stat = rustix::fs::fstat(&directory).map_err(read)?;
     let mut walk = Walk {
         tree,
@@ -71,11 +75,22 @@ pub(crate) fn add(
     };
     walk.add_node(b"", &stat, Kind::Directory(BTreeMap::new()), directory.as_fd())?;
     // Not recursive: a directory's depth is the host's to choose.
-    let mut left = vec![(Vec::new(), directory)];
-    while let Some((path, directory)) = left.pop() {
-        walk.add_entries(&path, &directory, &mut left)?;
+    let mut left = Vec::new();
+    walk.add_entries(b"", &directory, &mut left)?;
+    drop(directory);
+    while let Some(unread) = left.pop() {
+        let directory = Rc::new(walk.reopen(&unread)?);
+        walk.add_entries(&unread.path, &directory, &mut left)?;
     }
     Ok(walk.hasher.finish())
+}
+
+/// A directory that was added without what is in it. It is not open meanwhile: so many cannot be as one may hold.
+struct Unread {
+    path: Vec<u8>,
+    parent: Rc<OwnedFd>,
+    name: CString,
+    inode: u64,
 }
 
 struct Walk<'a> {
@@ -93,11 +108,11 @@ impl Walk<'_> {
     fn add_entries(
         &mut self,
         path: &[u8],
-        directory: &OwnedFd,
-        left: &mut Vec<(Vec<u8>, OwnedFd)>,
+        directory: &Rc<OwnedFd>,
+        left: &mut Vec<Unread>,
     ) -> Result<(), DirectoryError> {
         let failed = |source: Errno| self.failed(path)(source);
-        let entries = rustix::fs::Dir::read_from(directory).map_err(failed)?;
+        let entries = rustix::fs::Dir::read_from(&**directory).map_err(failed)?;
         let mut names = Vec::new();
         for entry in entries {
             let entry = entry.map_err(self.failed(path))?;
@@ -111,22 +126,41 @@ impl Walk<'_> {
                 b"" => name.to_bytes().to_vec(),
                 path => [path, b"/", name.to_bytes()].concat(),
             };
-            let stat = rustix::fs::statat(directory, &name, AtFlags::SYMLINK_NOFOLLOW).map_err(self.failed(&path))?;
-            if let Some(child) = self.add_entry(&path, directory.as_fd(), &name, &stat)? {
-                left.push((path, child));
+            let stat =
+                rustix::fs::statat(&**directory, &name, AtFlags::SYMLINK_NOFOLLOW).map_err(self.failed(&path))?;
+            if let Some(inode) = self.add_entry(&path, directory.as_fd(), &name, &stat)? {
+                left.push(Unread {
+                    path,
+                    parent: Rc::clone(directory),
+                    name,
+                    inode,
+                });
             }
         }
         Ok(())
     }
 
-    /// Adds one file; a directory is returned to be read.
+    fn reopen(&self, unread: &Unread) -> Result<OwnedFd, DirectoryError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let failed = || self.failed(&unread.path);
+        let directory = rustix::fs::openat(&*unread.parent, &unread.name, flags, Mode::empty()).map_err(failed())?;
+        let stat = rustix::fs::fstat(&directory).map_err(failed())?;
+        if (stat.st_dev, stat.st_ino) != (self.device, unread.inode) {
+            return Err(DirectoryError::Replaced(
+                self.root.join(OsStr::from_bytes(&unread.path)),
+            ));
+        }
+        Ok(directory)
+    }
+
+    /// Adds one file. Returns the inode of a directory that is to be read.
     fn add_entry(
         &mut self,
         path: &[u8],
         directory: BorrowedFd<'_>,
         name: &CStr,
         stat: &Stat,
-    ) -> Result<Option<OwnedFd>, DirectoryError> {
+    ) -> Result<Option<u64>, DirectoryError> {
         let kind = FileType::from_raw_mode(stat.st_mode);
         if stat.st_nlink > 1 && kind != FileType::Directory {
             if let Some(target) = self.links.get(&stat.st_ino) {
@@ -147,7 +181,7 @@ impl Walk<'_> {
                 let stat = rustix::fs::fstat(&child).map_err(self.failed(path))?;
                 self.add_node(path, &stat, Kind::Directory(BTreeMap::new()), child.as_fd())?;
                 // A mount point stays an empty directory.
-                Ok((stat.st_dev == self.device).then_some(child))
+                Ok((stat.st_dev == self.device).then_some(stat.st_ino))
             }
             FileType::RegularFile => {
                 let file = open(OFlags::RDONLY | OFlags::NONBLOCK).map_err(self.failed(path))?;

@@ -184,6 +184,20 @@ fn what_is_bad_is_refused_with_its_reason_and_leaves_nothing() {
 }
 
 #[test]
+fn a_directory_of_more_directories_than_may_be_open_is_imported() {
+    let machine = Machine::new();
+    let root = machine.path("wide");
+    for number in 0..200 {
+        std::fs::create_dir_all(root.join(format!("d{number}/below"))).unwrap();
+    }
+    let mut import = Command::new("sh");
+    import.args(["-c", "ulimit -n 64 && exec \"$@\"", "sh", env!("CARGO_BIN_EXE_msb")]);
+    import.args(["image", "import"]).arg(&root);
+    import.env("MSB_HOME", machine.path("home"));
+    assert_sound(&machine, &text_of(&import.output().unwrap()));
+}
+
+#[test]
 fn a_killed_import_is_swept_and_two_of_one_name_both_succeed() {
     let machine = Machine::new();
     let mut killed = machine.command(&["image", "import", "-", "x:1"]);
