@@ -1,4 +1,8 @@
-//! The numbers of SFTP version 3 (draft-ietf-secsh-filexfer-02).
+//! The numbers of SFTP version 3 (draft-ietf-secsh-filexfer-02), and the attributes of files.
+
+mod attributes;
+
+pub use attributes::{FileAttributes, FileKind, Truncated};
 
 /// The version that both ends speak.
 pub const VERSION: u32 = 3;

@@ -9,7 +9,7 @@ use super::codec::{Fields, Reply, Truncated};
 use super::handles::{MAX_HANDLES, Open};
 use super::server::Server;
 use super::status::Status;
-use super::{MAX_DATA, MAX_PACKET, paths};
+use super::{MAX_DATA, MAX_PACKET, attributes, paths};
 
 /// Names and versions, as the greeting lists them.
 pub(super) const ADVERTISED: [(&str, &str); 11] = [
@@ -89,7 +89,7 @@ fn outcome(server: &mut Server, name: &[u8], mut fields: Fields<'_>) -> Result<O
         b"fsync@openssh.com" => rustix::fs::fsync(server.handles.file(fields.string()?)?.0)?,
         b"lsetstat@openssh.com" => {
             let path = paths::path(fields.string()?).as_os_str().as_bytes();
-            fields.attributes()?.apply_to_path(path, AtFlags::SYMLINK_NOFOLLOW)?;
+            attributes::apply_to_path(&fields.attributes()?, path, AtFlags::SYMLINK_NOFOLLOW)?;
         }
         b"copy-data" => copy(server, fields)?,
         b"statvfs@openssh.com" => {

@@ -3,16 +3,15 @@
 use std::os::unix::ffi::OsStrExt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use msb_protocol::sftp::open;
+use msb_protocol::sftp::{FileAttributes, open};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
-use super::attributes::Attributes;
 use super::codec::{self, Operation, Reply, Request};
 use super::extensions;
 use super::handles::{Handles, Open};
 use super::status::Status;
-use super::{MAX_DATA, listing, paths};
+use super::{MAX_DATA, attributes, listing, paths};
 use crate::users::Names;
 
 /// Names in one reply, so that no directory makes it large.
@@ -75,14 +74,16 @@ impl Server {
             Operation::Close { handle } => self.handles.close(handle)?,
             Operation::Write { handle, offset, data } => self.write(handle, offset, data)?,
             Operation::SetStat { path, attributes } => {
-                attributes.apply_to_path(paths::path(path).as_os_str().as_bytes(), AtFlags::empty())?;
+                attributes::apply_to_path(&attributes, paths::path(path).as_os_str().as_bytes(), AtFlags::empty())?;
             }
             Operation::FsetStat { handle, attributes } => match self.handles.get(handle)? {
-                Open::File { file, .. } => attributes.apply_to_file(file)?,
-                Open::Directory(directory) => attributes.apply_to_file(directory.fd()?)?,
+                Open::File { file, .. } => attributes::apply_to_file(&attributes, file)?,
+                Open::Directory(directory) => attributes::apply_to_file(&attributes, directory.fd()?)?,
             },
             Operation::Remove { path } => rustix::fs::unlink(path)?,
-            Operation::MakeDir { path, attributes } => rustix::fs::mkdir(path, attributes.mode_or(0o777))?,
+            Operation::MakeDir { path, attributes } => {
+                rustix::fs::mkdir(path, attributes::mode_or(&attributes, 0o777))?
+            }
             Operation::RemoveDir { path } => rustix::fs::rmdir(path)?,
             Operation::Rename { from, to } => rename(from, to)?,
             Operation::Symlink { target, link } => rustix::fs::symlink(target, link)?,
@@ -91,11 +92,15 @@ impl Server {
         Ok(())
     }
 
-    fn open(&mut self, path: &[u8], flags: u32, attributes: &Attributes) -> Result<[u8; 8], Status> {
+    fn open(&mut self, path: &[u8], flags: u32, attributes: &FileAttributes) -> Result<[u8; 8], Status> {
         if self.handles.is_full() {
             return Err(Status::TOO_MANY_HANDLES);
         }
-        let file = rustix::fs::open(paths::path(path), open_flags(flags)?, attributes.mode_or(0o666))?;
+        let file = rustix::fs::open(
+            paths::path(path),
+            open_flags(flags)?,
+            attributes::mode_or(attributes, 0o666),
+        )?;
         let append = flags & open::APPEND != 0;
         self.handles.insert(Open::File { file, append })
     }
@@ -179,11 +184,7 @@ impl Server {
             else {
                 continue;
             };
-            names.add(
-                &name,
-                &listing::line(&name, &stat, users, now),
-                &Attributes::from(&stat),
-            );
+            names.add(&name, &listing::line(&name, &stat, users, now), &attributes::of(&stat));
             count += 1;
         }
     }
@@ -196,7 +197,7 @@ impl Server {
 
 fn stat_reply(stat: Result<Stat, Status>, reply: Reply<'_>) {
     match stat {
-        Ok(stat) => reply.attributes(&Attributes::from(&stat)),
+        Ok(stat) => reply.attributes(&attributes::of(&stat)),
         Err(status) => reply.status(&status),
     }
 }

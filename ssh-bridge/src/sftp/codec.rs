@@ -1,9 +1,8 @@
 //! The bytes of SFTP version 3 (draft-ietf-secsh-filexfer-02): requests are built, replies are parsed.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use msb_protocol::sftp::{VERSION, attribute, kind};
+use msb_protocol::sftp::{FileAttributes, VERSION, kind};
 
-use super::attributes::FileAttributes;
 use super::error::{Status, StatusCode};
 
 /// The longest packet, in bytes without its length field, as in OpenSSH.
@@ -53,19 +52,7 @@ impl Request {
     }
 
     fn attributes(mut self, attributes: &FileAttributes) -> Self {
-        self.head.put_u32(attributes.flags());
-        if let Some(size) = attributes.size {
-            self.head.put_u64(size);
-        }
-        if let Some((user, group)) = attributes.owner {
-            self = self.u32(user).u32(group);
-        }
-        if let Some(mode) = attributes.permissions {
-            self = self.u32(mode);
-        }
-        if let Some((accessed, modified)) = attributes.times {
-            self = self.u32(accessed).u32(modified);
-        }
+        attributes.encode(&mut self.head);
         self
     }
 
@@ -293,26 +280,9 @@ impl Fields {
     }
 
     fn attributes(&mut self) -> Result<FileAttributes, Malformed> {
-        let flags = self.u32()?;
-        let mut attributes = FileAttributes::default();
-        if flags & attribute::SIZE != 0 {
-            attributes.size = Some(self.u64()?);
-        }
-        if flags & attribute::OWNER != 0 {
-            attributes.owner = Some((self.u32()?, self.u32()?));
-        }
-        if flags & attribute::PERMISSIONS != 0 {
-            attributes.permissions = Some(self.u32()?);
-        }
-        if flags & attribute::TIMES != 0 {
-            attributes.times = Some((self.u32()?, self.u32()?));
-        }
-        if flags & attribute::EXTENDED != 0 {
-            for _ in 0..self.u32()? {
-                self.string()?;
-                self.string()?;
-            }
-        }
+        let mut left = &self.0[..];
+        let attributes = FileAttributes::decode(&mut left).map_err(|_| TRUNCATED)?;
+        self.0.advance(self.0.len() - left.len());
         Ok(attributes)
     }
 }

@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
-use super::attributes::FileAttributes;
+use msb_protocol::sftp::FileAttributes;
+
 use super::codec::{Name, Reply, Request};
 use super::connection::PendingReply;
 use super::error::{SftpError, StatusCode};

@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use msb_protocol::sftp::open;
+use msb_protocol::sftp::{FileAttributes, open};
 
-use super::attributes::FileAttributes;
 use super::codec::{Reply, Request};
 use super::connection::PendingReply;
 use super::error::{EndCause, SftpError, StatusCode};

@@ -3,7 +3,6 @@
 //! Paths are bytes, in requests and in replies. Relative ones begin in the login user's home directory. Requests of one
 //! [`SftpClient`] do not wait for each other, and its clones share one session.
 
-mod attributes;
 mod codec;
 mod connection;
 mod directory;
@@ -25,10 +24,10 @@ use crate::client::{Program, SpawnOptions, SshClient};
 use codec::{Fields, Greeting, MAX_PACKET, Reply, Request};
 use connection::Connection;
 
-pub use attributes::{FileAttributes, FileKind};
 pub use directory::{DirEntry, SftpDirectory};
 pub use error::{EndCause, SftpError, Status, StatusCode};
 pub use file::{OpenOptions, SftpFile};
+pub use msb_protocol::sftp::{FileAttributes, FileKind};
 pub use stream::{SftpReader, SftpWriter};
 
 /// How long the server may take to greet.
