@@ -11,7 +11,7 @@ mod terminal;
 
 pub use commands::{Finished, MASTER, finish, finish_with_input, sha256, sha256_of_file};
 pub use endpoint::Endpoint;
-pub use memory::resident_beyond_guest;
+pub use memory::{VmMemory, resident_beyond_guest};
 pub use msb::{Msb, Sandbox};
 pub use programs_disk::ProgramsDisk;
 pub use terminal::Terminal;

@@ -4,26 +4,80 @@ use std::fs;
 
 use rustix::process::Pid;
 
-/// Resident KiB of process `pid` outside its mapping of `guest_mib` MiB of guest memory (proc(5), smaps).
+/// KiB of a VM's process, of its guest's memory and of all else (proc(5), smaps).
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct VmMemory {
+    /// Pages of the guest that this process alone has: of a fork, those that it wrote to.
+    pub guest_private: u32,
+    /// Resident, beyond the guest's memory.
+    pub other_resident: u32,
+    /// Of that, what no other process has.
+    pub other_private: u32,
+}
+
+impl VmMemory {
+    /// That of process `pid`, whose guest has `guest_mib` MiB of memory in one mapping.
+    ///
+    /// # Panics
+    /// When the process does not live.
+    pub fn of(pid: Pid, guest_mib: u64) -> Self {
+        let path = format!("/proc/{}/smaps", pid.as_raw_nonzero());
+        let smaps = fs::read_to_string(path).expect("the VM's process lives");
+        Self::parse(&smaps, guest_mib)
+    }
+
+    fn parse(smaps: &str, guest_mib: u64) -> Self {
+        let mut memory = Self::default();
+        let mut is_guest = false;
+        for line in smaps.lines() {
+            let mut words = line.split_whitespace();
+            let (Some(key), Some(value)) = (words.next(), words.next()) else {
+                continue;
+            };
+            let kib = value.parse::<u32>().unwrap_or(0);
+            match key {
+                "Size:" => is_guest = u64::from(kib) >= guest_mib << 10,
+                "Private_Clean:" | "Private_Dirty:" if is_guest => memory.guest_private += kib,
+                "Private_Clean:" | "Private_Dirty:" => memory.other_private += kib,
+                "Rss:" if !is_guest => memory.other_resident += kib,
+                _ => {}
+            }
+        }
+        memory
+    }
+}
+
+/// Resident KiB of process `pid` outside its mapping of `guest_mib` MiB of guest memory.
 ///
 /// # Panics
 /// When the process does not live.
 pub fn resident_beyond_guest(pid: Pid, guest_mib: u64) -> u32 {
-    let path = format!("/proc/{}/smaps", pid.as_raw_nonzero());
-    let smaps = fs::read_to_string(path).expect("the VM's process lives");
-    let mut size = 0;
-    let mut resident = 0;
-    for line in smaps.lines() {
-        let mut words = line.split_whitespace();
-        let (Some(key), Some(value)) = (words.next(), words.next()) else {
-            continue;
+    VmMemory::of(pid, guest_mib).other_resident
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guest_s_mapping_is_told_from_the_rest() {
+        let smaps = "\
+55d0-55e0 r-xp 00000000 00:01 1 /msb
+Size:                 64 kB
+Rss:                  60 kB
+Private_Clean:        16 kB
+Private_Dirty:         4 kB
+7f00-7f10 rw-p 00000000 00:01 2 /memfd:guest (deleted)
+Size:               1024 kB
+Rss:                 900 kB
+Private_Clean:         0 kB
+Private_Dirty:       100 kB
+";
+        let expected = VmMemory {
+            guest_private: 100,
+            other_resident: 60,
+            other_private: 20,
         };
-        let kib = value.parse::<u32>().unwrap_or(0);
-        match key {
-            "Size:" => size = kib,
-            "Rss:" if u64::from(size) < guest_mib << 10 => resident += kib,
-            _ => {}
-        }
+        assert_eq!(VmMemory::parse(smaps, 1), expected);
     }
-    resident
 }

@@ -1,7 +1,7 @@
 //! From the start of `msb run` to the first output and the end, and what an idle sandbox costs.
 
 use std::io::Read;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use msb_tests::{Msb, resident_beyond_guest};
@@ -31,7 +31,7 @@ pub(crate) fn measure(samples: usize) -> Vec<Figure> {
     // The first run reads everything from the disk.
     msb.run(["run", "--", "true"]).expect(0);
     for _ in 0..samples {
-        first_output.add(run_to_first_output(&msb));
+        first_output.add(to_first_output(&mut msb.command(["run", "--", "echo", "out"])));
         let run = msb.run(["run", "--timings", "--", "true"]).expect(0);
         whole.add(run.took.as_secs_f64() * 1e3);
         let json = run
@@ -59,17 +59,17 @@ pub(crate) fn measure(samples: usize) -> Vec<Figure> {
     figures
 }
 
-fn run_to_first_output(msb: &Msb) -> f64 {
+/// Milliseconds from the start of a command to its first output.
+pub(crate) fn to_first_output(command: &mut Command) -> f64 {
     let began = Instant::now();
-    let mut child = msb
-        .command(["run", "--", "echo", "out"])
+    let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
         .expect("msb is on PATH");
     let mut first = [0];
     let output = child.stdout.as_mut().expect("standard output is piped");
-    output.read_exact(&mut first).expect("echo prints something");
+    output.read_exact(&mut first).expect("the command prints something");
     let took = began.elapsed();
     assert!(child.wait().expect("a child can be waited for").success());
     took.as_secs_f64() * 1e3

@@ -5,6 +5,7 @@
 mod boot;
 mod counts;
 mod figure;
+mod fork;
 mod images;
 mod jail;
 mod ssh;
@@ -18,6 +19,9 @@ use serde_json::{Value, json};
 /// Samples of a figure when `--samples` says nothing.
 const SAMPLES: usize = 5;
 
+/// Forks side by side when `--forks` says nothing.
+const FORKS: usize = 20;
+
 struct Options {
     names: Vec<String>,
     json: Option<String>,
@@ -25,6 +29,8 @@ struct Options {
     ssh: ssh::Options,
     /// An archive of the root file system that `images` imports.
     rootfs: Option<std::path::PathBuf>,
+    /// How many forks there are side by side.
+    forks: usize,
 }
 
 fn main() -> ExitCode {
@@ -40,6 +46,7 @@ fn main() -> ExitCode {
         figures.extend(match name.as_str() {
             "boot" => boot::measure(options.samples),
             "counts" => counts::measure(options.samples),
+            "fork" => fork::measure(options.samples, options.forks),
             "images" => images::measure(options.samples, options.rootfs.as_deref().unwrap_or("".as_ref())),
             "jail" => jail::measure(options.samples),
             "ssh-servers" => ssh::measure_servers(options.samples, &options.ssh),
@@ -65,6 +72,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
         samples: SAMPLES,
         ssh: ssh::Options::default(),
         rootfs: None,
+        forks: FORKS,
     };
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
@@ -73,11 +81,12 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
             "--bulk" => options.ssh.bulk_mib = number(&argument, arguments.next())?,
             "--files" => options.ssh.files = number(&argument, arguments.next())?,
             "--agent" => options.ssh.agent = Some(arguments.next().ok_or("--agent needs a FILE")?.into()),
+            "--forks" => options.forks = number(&argument, arguments.next())?,
             "--rootfs" => options.rootfs = Some(arguments.next().ok_or("--rootfs needs a FILE")?.into()),
-            "boot" | "counts" | "images" | "jail" | "ssh" | "ssh-servers" => options.names.push(argument),
+            "boot" | "counts" | "fork" | "images" | "jail" | "ssh" | "ssh-servers" => options.names.push(argument),
             other => {
                 return Err(format!(
-                    "there is no benchmark {other}: choose from boot, counts, images, jail, ssh and ssh-servers"
+                    "there is no benchmark {other}: choose from boot, counts, fork, images, jail, ssh and ssh-servers"
                 ));
             }
         }

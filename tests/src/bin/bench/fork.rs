@@ -1,0 +1,128 @@
+//! Forks and restores of a running sandbox beside cold runs, and many forks side by side.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Instant;
+
+use msb_tests::{Msb, VmMemory};
+use rustix::process::Pid;
+
+use crate::boot::to_first_output;
+use crate::figure::Figure;
+
+/// Of the forks that are made side by side, how many count as the first and as the last.
+const ENDS: usize = 10;
+
+/// Measures with `forks` sandboxes side by side.
+pub(crate) fn measure(samples: usize, forks: usize) -> Vec<Figure> {
+    let msb = Msb::new();
+    msb.create("source");
+    let mut figures = against_cold_runs(&msb, samples);
+    figures.extend(side_by_side(&msb, forks));
+    figures
+}
+
+fn against_cold_runs(msb: &Msb, samples: usize) -> Vec<Figure> {
+    let mut cold = Figure::new("msb run: process start to first output, cold", "ms");
+    let mut fork = Figure::new("msb fork, then msb exec: start to first output, fork", "ms");
+    let mut save = Figure::new("msb snapshot", "ms");
+    let mut restore = Figure::new("msb restore, then msb exec: start to first output, restore", "ms");
+    let snapshot = msb.scratch("snapshot");
+    let snapshot_path = snapshot.to_string_lossy();
+    // The first of each reads everything from the disk.
+    for sample in 0..=samples {
+        let millis = [
+            to_first_output(&mut msb.command(["run", "--", "echo", "out"])),
+            then_exec(msb, "copy", &["fork", "source", "--name", "copy"]),
+            duration(|| msb.run(["snapshot", "source", &snapshot_path]).expect(0)),
+            then_exec(msb, "copy", &["restore", &snapshot_path, "--name", "copy"]),
+        ];
+        std::fs::remove_dir_all(&snapshot).expect("a snapshot can be removed");
+        if sample > 0 {
+            for (figure, millis) in [&mut cold, &mut fork, &mut save, &mut restore].into_iter().zip(millis) {
+                figure.add(millis);
+            }
+        }
+    }
+    let ratio = fork.ratio_to("fork to first output: fork to cold", &cold);
+    let restored = restore.ratio_to("restore to first output: restore to cold", &cold);
+    vec![cold, fork, ratio, save, restore, restored]
+}
+
+/// Milliseconds from the start of a verb that makes the sandbox `name` to the first output of a command in it.
+fn then_exec(msb: &Msb, name: &str, verb: &[&str]) -> f64 {
+    let making = duration(|| msb.run(verb).expect(0));
+    let output = to_first_output(&mut msb.command(["exec", name, "--", "echo", "out"]));
+    msb.run(["rm", "--force", name]).expect(0);
+    making + output
+}
+
+fn duration<T>(work: impl FnOnce() -> T) -> f64 {
+    let began = Instant::now();
+    work();
+    began.elapsed().as_secs_f64() * 1e3
+}
+
+/// What each of many forks takes, in time and of the host's memory.
+fn side_by_side(msb: &Msb, forks: usize) -> Vec<Figure> {
+    let mut first = Figure::new(format!("each of the first {ENDS} of {forks} forks, until ready"), "ms");
+    let mut last = Figure::new(format!("each of the last {ENDS}"), "ms");
+    let mut dirtied = Figure::new("guest pages that an idle fork dirtied", "KiB");
+    let mut private = Figure::new("private memory of an idle fork's two processes beyond these", "KiB");
+    let mut host = Figure::new("memory that the host lost, per fork, all included", "KiB");
+
+    let count = forks.to_string();
+    let mut command = msb.command(["fork", "source", "-n", &count, "--name", "many"]);
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("msb is on PATH");
+    let mut lines = BufReader::new(child.stdout.take().expect("standard output is piped")).lines();
+    let mut next = || lines.next().expect("each fork is told").expect("its id is text");
+    // The first waits for the source to be saved.
+    next();
+    let available = available_kib();
+    for fork in 1..forks {
+        let took = duration(&mut next);
+        if fork <= ENDS {
+            first.add(took);
+        }
+        if fork + ENDS >= forks {
+            last.add(took);
+        }
+    }
+    assert!(child.wait().expect("a child can be waited for").success());
+    if let Ok(others) = u32::try_from(forks - 1) {
+        host.add((available - available_kib()) / f64::from(others.max(1)));
+    }
+    for sandbox in msb.list() {
+        if !sandbox["name"].as_str().is_some_and(|name| name.starts_with("many")) {
+            continue;
+        }
+        let id = sandbox["id"].as_str().expect("every sandbox has an id");
+        let inspected = msb.run(["inspect", id]).expect(0);
+        let inspected: serde_json::Value = serde_json::from_slice(&inspected.stdout).expect("inspect prints JSON");
+        let memory_mib = inspected["memory_mib"].as_u64().expect("inspect tells the memory");
+        let memory_of = |pid: &serde_json::Value| {
+            let pid = pid.as_i64().and_then(|pid| i32::try_from(pid).ok());
+            VmMemory::of(
+                pid.and_then(Pid::from_raw).expect("a running sandbox has this process"),
+                memory_mib,
+            )
+        };
+        let (vm, keeper) = (memory_of(&inspected["vm"]["pid"]), memory_of(&inspected["pid"]));
+        dirtied.add(vm.guest_private.into());
+        private.add((vm.other_private + keeper.other_private).into());
+    }
+    vec![first, last, dirtied, private, host]
+}
+
+/// What the host could still give (proc(5), meminfo).
+fn available_kib() -> f64 {
+    let meminfo = std::fs::read_to_string(Path::new("/proc/meminfo")).unwrap_or_default();
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB"));
+    kib.and_then(|kib| kib.trim().parse().ok()).unwrap_or(f64::NAN)
+}
