@@ -8,7 +8,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use msb_vmm::{Console, OnThread, RunningVm, VmConfig};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, set_parent_process_death_signal, waitpid};
@@ -67,8 +67,7 @@ pub(super) struct Plan {
 #[derive(Debug)]
 pub(super) struct Machine {
     pid: Pid,
-    socket: UnixStream,
-    pending: Vec<u8>,
+    reports: Reports,
     /// How it ended, once it said so.
     end: Option<VmEnd>,
 }
@@ -100,8 +99,7 @@ impl Machine {
             }
             Forked::Parent(pid) => Ok(Self {
                 pid,
-                socket: ours,
-                pending: Vec::new(),
+                reports: Reports::new(ours),
                 end: None,
             }),
         }
@@ -114,7 +112,7 @@ impl Machine {
 
     /// Readable when the machine has something to say.
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.reports.socket.as_fd()
     }
 
     /// Waits until the guest runs.
@@ -122,7 +120,7 @@ impl Machine {
     /// # Errors
     /// How it ended instead.
     pub(super) fn started(&mut self) -> Result<Started, VmEnd> {
-        match self.next_report() {
+        match self.reports.next(None) {
             Some(Report::Started(started)) => Ok(started),
             Some(Report::Ended(end)) => Err(end),
             Some(Report::Answer(_)) | None => Err(self.died()),
@@ -133,13 +131,12 @@ impl Machine {
     pub(super) fn tell(&self, command: Command, files: &[OwnedFd]) {
         let files: Vec<_> = files.iter().map(OwnedFd::as_fd).collect();
         // A machine that is gone says so by its end.
-        let _ = control::send(&self.socket, command, &files);
+        let _ = control::send(&self.reports.socket, command, &files);
     }
 
     /// Hears what the machine says. One that does not finish its line is as good as dead.
     pub(super) fn hear(&mut self) -> Heard {
-        let _ = self.socket.set_read_timeout(Some(LINE_TIMEOUT));
-        match self.next_report() {
+        match self.reports.next(Some(LINE_TIMEOUT)) {
             Some(Report::Answer(answer)) => Heard::Answer(answer),
             Some(Report::Ended(end)) => {
                 self.end = Some(end);
@@ -151,13 +148,13 @@ impl Machine {
 
     /// Whether more was heard than was asked for: nothing more need come for [`Self::hear`] to return.
     pub(super) fn has_more(&self) -> bool {
-        self.pending.contains(&b'\n')
+        self.reports.pending.contains(&b'\n')
     }
 
     /// Asks the machine to end.
     pub(super) fn stop(&self) {
         // What is gone cannot be asked.
-        let _ = self.socket.shutdown(std::net::Shutdown::Write);
+        let _ = self.reports.socket.shutdown(std::net::Shutdown::Write);
     }
 
     /// Ends the machine at once.
@@ -180,23 +177,6 @@ impl Machine {
         }
     }
 
-    /// The next line. A machine that says something else is as good as dead.
-    fn next_report(&mut self) -> Option<Report> {
-        loop {
-            if let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = self.pending.drain(..=end).collect();
-                return serde_json::from_slice(&line).ok();
-            }
-            let mut buffer = [0; 4096];
-            match self.socket.read(&mut buffer) {
-                Ok(0) => return None,
-                Ok(read) if self.pending.len() + read <= MAX_LINE => self.pending.extend_from_slice(&buffer[..read]),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(_) | Err(_) => return None,
-            }
-        }
-    }
-
     /// It said no word of its end.
     fn died(&self) -> VmEnd {
         // It may have said nonsense and live.
@@ -206,6 +186,46 @@ impl Machine {
             Ok(None) | Err(_) => "died".into(),
         };
         VmEnd::Failed(format!("the VM's process {how}; see `msb logs --vmm`"))
+    }
+}
+
+/// The keeper's end of the socket, read line by line.
+#[derive(Debug)]
+struct Reports {
+    socket: UnixStream,
+    pending: Vec<u8>,
+}
+
+impl Reports {
+    fn new(socket: UnixStream) -> Self {
+        Self {
+            socket,
+            pending: Vec::new(),
+        }
+    }
+
+    /// The next line, for which the machine may take as long as `limit`, however it sends it. A machine that says something
+    /// else is as good as dead.
+    fn next(&mut self, limit: Option<Duration>) -> Option<Report> {
+        let deadline = limit.map(|limit| Instant::now() + limit);
+        loop {
+            if let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.pending.drain(..=end).collect();
+                return serde_json::from_slice(&line).ok();
+            }
+            if let Some(deadline) = deadline {
+                // A timeout of nothing is an error, as it is to be too late.
+                let left = deadline.saturating_duration_since(Instant::now());
+                self.socket.set_read_timeout(Some(left)).ok()?;
+            }
+            let mut buffer = [0; 4096];
+            match self.socket.read(&mut buffer) {
+                Ok(0) => return None,
+                Ok(read) if self.pending.len() + read <= MAX_LINE => self.pending.extend_from_slice(&buffer[..read]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(_) | Err(_) => return None,
+            }
+        }
     }
 }
 
@@ -332,4 +352,39 @@ fn send(mut keeper: &UnixStream, report: &Report) {
     line.push(b'\n');
     // A keeper that is gone needs no report.
     let _ = keeper.write_all(&line);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_heard_in_whatever_pieces_it_comes() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut reports = Reports::new(ours);
+        send(&theirs, &Report::Answer(Answer::Done));
+        send(&theirs, &Report::Answer(Answer::Refused("no".into())));
+        drop(theirs);
+        assert!(matches!(reports.next(None), Some(Report::Answer(Answer::Done))));
+        assert!(matches!(
+            reports.next(Some(LINE_TIMEOUT)),
+            Some(Report::Answer(Answer::Refused(_)))
+        ));
+        assert!(reports.next(Some(LINE_TIMEOUT)).is_none());
+    }
+
+    #[test]
+    fn a_machine_that_trickles_a_line_is_not_waited_for() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut reports = Reports::new(ours);
+        let trickle = std::thread::spawn(move || {
+            while (&theirs).write_all(b"x").is_ok() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        assert!(reports.next(Some(Duration::from_millis(20))).is_none());
+        assert!(reports.pending.len() < MAX_LINE / 2, "{}", reports.pending.len());
+        drop(reports);
+        trickle.join().unwrap();
+    }
 }
