@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::exit::FailureReason;
 use crate::supervisor::Supervisor;
-use crate::thread::{OnThread, ThreadRole};
+use crate::thread::{self, OnThread, ThreadRole};
 
 /// A device as its event loop sees it.
 pub(crate) type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
@@ -82,7 +82,7 @@ impl EventLoop {
             stop,
         } = self;
         let asked = Arc::clone(&stop);
-        let thread = std::thread::Builder::new().name(name.clone()).spawn(move || {
+        let thread = thread::builder(&name).spawn(move || {
             let _alarm = supervisor.watch_thread(name.clone());
             if let Err(error) = on_thread(ThreadRole::Device) {
                 return supervisor.failed(FailureReason::Thread(format!("{name} ({error})")), None, None);

@@ -2,6 +2,11 @@
 
 use std::io;
 use std::sync::Arc;
+use std::thread::Builder;
+
+/// Stack of a thread, in bytes: far more than it needs, and too little for a huge page, which the kernel would otherwise
+/// give a stack of 2 MiB at its first touch.
+const STACK: usize = 512 << 10;
 
 /// What a thread of a VM does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,3 +21,8 @@ pub enum ThreadRole {
 ///
 /// An error ends the VM as [`crate::FailureReason::Thread`].
 pub type OnThread = Arc<dyn Fn(ThreadRole) -> io::Result<()> + Send + Sync>;
+
+/// A thread that is about to be started.
+pub(crate) fn builder(name: &str) -> Builder {
+    Builder::new().name(name.to_owned()).stack_size(STACK)
+}

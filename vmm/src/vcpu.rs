@@ -19,7 +19,7 @@ use crate::exit::FailureReason;
 use crate::kvm::{Doing, KvmError, KvmVm};
 use crate::stats::ExitCounters;
 use crate::supervisor::Supervisor;
-use crate::thread::{OnThread, ThreadRole};
+use crate::thread::{self, OnThread, ThreadRole};
 
 pub(crate) use state::VcpuState;
 
@@ -87,7 +87,7 @@ impl Vcpu {
         on_thread: OnThread,
     ) -> io::Result<VcpuThread> {
         let name = format!("vcpu{}", self.id);
-        let builder = std::thread::Builder::new().name(name.clone());
+        let builder = thread::builder(&name);
         let shared = Arc::new(Mutex::new(self));
         let vcpu = Arc::clone(&shared);
         let body = move || {

@@ -26,6 +26,9 @@ use crate::timings::now_us;
 /// The longest line, in bytes, with its newline: an end carries a message.
 const MAX_LINE: usize = 64 * 1024;
 
+/// Stack of the thread that obeys the keeper, in bytes: too little for a huge page, which one of 2 MiB would get.
+const CONTROL_STACK: usize = 512 << 10;
+
 /// How long the machine may take for the rest of a line.
 const LINE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -301,7 +304,9 @@ fn start(plan: &Plan, in_namespaces: bool) -> Result<(RunningVm, Started), Strin
 fn attend(running: RunningVm, started: Started, keeper: &UnixStream) -> VmEnd {
     send(keeper, &Report::Started(started));
     let exit = std::thread::scope(|scope| {
-        let control = std::thread::Builder::new().name("msb-control".into());
+        let control = std::thread::Builder::new()
+            .name("msb-control".into())
+            .stack_size(CONTROL_STACK);
         control.spawn_scoped(scope, || obey(keeper, &running))?;
         let exit = running.wait();
         // Nobody obeys any more.
