@@ -243,10 +243,10 @@ impl Sandbox<'_> {
 
 /// Those of all processes but this one.
 fn command_lines() -> impl Iterator<Item = String> {
-    let mine = std::process::id().to_string();
+    let mine = format!("/proc/{}", std::process::id());
     let others = entries(Path::new("/proc"))
         .into_iter()
-        .filter(move |process| !process.ends_with(&mine));
+        .filter(move |process| *process != mine);
     others.map(|process| {
         let cmdline = fs::read(Path::new(&process).join("cmdline")).unwrap_or_default();
         String::from_utf8_lossy(&cmdline).replace('\0', " ")
