@@ -1,7 +1,8 @@
 //! PID 1 and SSH server of an msb guest.
 //!
-//! Four programs in one binary, because a guest needs nothing else: [`init`] is PID 1, [`session`] serves one SSH
-//! connection, [`sftp`] and [`processes`] are the servers of files and processes that a session starts as the login user.
+//! Five programs in one binary, because a guest needs nothing else: [`init`] is PID 1, [`session`] serves one SSH
+//! connection, [`sftp`], [`watch`] and [`processes`] are the servers of files, of what changes in them, and of processes that a
+//! session starts as the login user.
 //! All but the first run on any Linux.
 
 pub mod authorized_keys;
@@ -18,3 +19,4 @@ mod signal_fd;
 mod signal_names;
 mod syscall;
 pub mod users;
+pub mod watch;

@@ -1,6 +1,6 @@
 //! What the host and the guest agent of msb must agree on, and nothing else: vsock ports, the notices the agent pushes,
 //! the identity the host prepares for a guest and renews when it is restored, how both SSH ends bound what a stalled
-//! channel holds, the numbers and file attributes of SFTP, and the subsystem that manages processes.
+//! channel holds, the numbers and file attributes of SFTP, and the subsystems that manage processes and watch files.
 
 pub mod identity;
 pub mod notice;
@@ -9,3 +9,4 @@ pub mod process;
 pub mod receive_budget;
 pub mod renewal;
 pub mod sftp;
+pub mod watch;

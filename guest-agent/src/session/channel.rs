@@ -118,7 +118,7 @@ impl SessionChannel {
         };
         let environment = environment::build(settings, &login.user, circumstances);
         let directory = match program {
-            Program::Sftp => login.user.home.clone(),
+            Program::Sftp | Program::Watch => login.user.home.clone(),
             Program::Shell | Program::Command(_) | Program::Processes(_) => settings.working_dir(&login.user),
         };
         let place = Place {
@@ -196,6 +196,7 @@ fn forced(program: Program, options: &Options) -> (Program, Option<Vec<u8>>) {
         Program::Command(line) => Some(line),
         Program::Sftp => Some(b"internal-sftp".to_vec()),
         Program::Processes(_) => Some(msb_protocol::process::SUBSYSTEM.into()),
+        Program::Watch => Some(msb_protocol::watch::SUBSYSTEM.into()),
     };
     if command == "internal-sftp" {
         return (Program::Sftp, original);

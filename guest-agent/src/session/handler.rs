@@ -461,6 +461,7 @@ impl russh::server::Handler for Handler {
         match name {
             SFTP if self.settings.features.sftp => self.start(id, Program::Sftp, session),
             msb_protocol::process::SUBSYSTEM => self.start_process_server(id, session),
+            msb_protocol::watch::SUBSYSTEM if self.settings.features.sftp => self.start(id, Program::Watch, session),
             SHUTDOWN => self.end_guest(id, session),
             _ => Ok(session.channel_failure(id)?),
         }

@@ -29,6 +29,8 @@ pub(super) enum Program {
     Sftp,
     /// The process server, which is this binary, with these arguments.
     Processes(Vec<OsString>),
+    /// The server that tells what changes in a directory, which is this binary.
+    Watch,
 }
 
 /// What a program finds when it starts.
@@ -74,6 +76,7 @@ fn command_line(program: &Program, user: &User) -> std::process::Command {
         Program::Command(line) => shell::line(&user.shell, line),
         Program::Sftp => shell::own_program(["sftp-server"]),
         Program::Processes(arguments) => shell::own_program(arguments),
+        Program::Watch => shell::own_program(["watch-server"]),
     }
 }
 

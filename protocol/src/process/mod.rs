@@ -14,7 +14,7 @@
 
 pub mod frame;
 mod message;
-mod wire;
+pub(crate) mod wire;
 
 pub use message::{Attach, End, Failure, Info, Program, Reply, Request, Since, Start, Terminal};
 pub use wire::Malformed;

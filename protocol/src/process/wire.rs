@@ -19,31 +19,31 @@ pub enum Malformed {
 
 /// Takes fields off a message.
 #[derive(Debug)]
-pub(super) struct Reader<'a> {
+pub(crate) struct Reader<'a> {
     kind: u8,
     rest: &'a [u8],
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(frame: &'a [u8]) -> Result<Self, Malformed> {
+    pub(crate) fn new(frame: &'a [u8]) -> Result<Self, Malformed> {
         let (&kind, rest) = frame.split_first().ok_or(Malformed::Short(0))?;
         Ok(Self { kind, rest })
     }
 
-    pub(super) fn kind(&self) -> u8 {
+    pub(crate) fn kind(&self) -> u8 {
         self.kind
     }
 
-    pub(super) fn field_error(&self) -> Malformed {
+    pub(crate) fn field_error(&self) -> Malformed {
         Malformed::Field(self.kind)
     }
 
     /// All that is left.
-    pub(super) fn take_rest(&mut self) -> &'a [u8] {
+    pub(crate) fn take_rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.rest)
     }
 
-    pub(super) fn end(self) -> Result<(), Malformed> {
+    pub(crate) fn end(self) -> Result<(), Malformed> {
         if self.rest.is_empty() {
             Ok(())
         } else {
@@ -57,19 +57,19 @@ impl<'a> Reader<'a> {
         Ok(*chunk)
     }
 
-    pub(super) fn u8(&mut self) -> Result<u8, Malformed> {
+    pub(crate) fn u8(&mut self) -> Result<u8, Malformed> {
         Ok(self.chunk::<1>()?[0])
     }
 
-    pub(super) fn u32(&mut self) -> Result<u32, Malformed> {
+    pub(crate) fn u32(&mut self) -> Result<u32, Malformed> {
         Ok(u32::from_be_bytes(self.chunk()?))
     }
 
-    pub(super) fn u64(&mut self) -> Result<u64, Malformed> {
+    pub(crate) fn u64(&mut self) -> Result<u64, Malformed> {
         Ok(u64::from_be_bytes(self.chunk()?))
     }
 
-    pub(super) fn bool(&mut self) -> Result<bool, Malformed> {
+    pub(crate) fn bool(&mut self) -> Result<bool, Malformed> {
         match self.u8()? {
             0 => Ok(false),
             1 => Ok(true),
@@ -77,18 +77,18 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(super) fn bytes(&mut self) -> Result<Vec<u8>, Malformed> {
+    pub(crate) fn bytes(&mut self) -> Result<Vec<u8>, Malformed> {
         let length = usize::try_from(self.u32()?).unwrap_or(usize::MAX);
         let (bytes, rest) = self.rest.split_at_checked(length).ok_or(Malformed::Short(self.kind))?;
         self.rest = rest;
         Ok(bytes.to_vec())
     }
 
-    pub(super) fn text(&mut self) -> Result<String, Malformed> {
+    pub(crate) fn text(&mut self) -> Result<String, Malformed> {
         String::from_utf8(self.bytes()?).map_err(|_| self.field_error())
     }
 
-    pub(super) fn option<T>(
+    pub(crate) fn option<T>(
         &mut self,
         field: impl FnOnce(&mut Self) -> Result<T, Malformed>,
     ) -> Result<Option<T>, Malformed> {
@@ -96,7 +96,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A list, whose memory is bounded by the bytes that are there.
-    pub(super) fn list<T>(
+    pub(crate) fn list<T>(
         &mut self,
         mut item: impl FnMut(&mut Self) -> Result<T, Malformed>,
     ) -> Result<Vec<T>, Malformed> {
@@ -105,7 +105,7 @@ impl<'a> Reader<'a> {
 }
 
 /// Appends a frame to `out`, with the fields that `fields` writes.
-pub(super) fn frame(out: &mut Vec<u8>, kind: u8, fields: impl FnOnce(&mut Writer<'_>)) {
+pub(crate) fn frame(out: &mut Vec<u8>, kind: u8, fields: impl FnOnce(&mut Writer<'_>)) {
     let start = out.len();
     out.extend([0; 4]);
     out.push(kind);
@@ -116,43 +116,43 @@ pub(super) fn frame(out: &mut Vec<u8>, kind: u8, fields: impl FnOnce(&mut Writer
 
 /// Appends fields to a message.
 #[derive(Debug)]
-pub(super) struct Writer<'a>(&'a mut Vec<u8>);
+pub(crate) struct Writer<'a>(&'a mut Vec<u8>);
 
 impl Writer<'_> {
-    pub(super) fn raw(&mut self, bytes: &[u8]) {
+    pub(crate) fn raw(&mut self, bytes: &[u8]) {
         self.0.extend_from_slice(bytes);
     }
 
-    pub(super) fn u8(&mut self, value: u8) {
+    pub(crate) fn u8(&mut self, value: u8) {
         self.0.push(value);
     }
 
-    pub(super) fn u32(&mut self, value: u32) {
+    pub(crate) fn u32(&mut self, value: u32) {
         self.raw(&value.to_be_bytes());
     }
 
-    pub(super) fn u64(&mut self, value: u64) {
+    pub(crate) fn u64(&mut self, value: u64) {
         self.raw(&value.to_be_bytes());
     }
 
-    pub(super) fn bool(&mut self, value: bool) {
+    pub(crate) fn bool(&mut self, value: bool) {
         self.u8(value.into());
     }
 
     /// Longer strings than a frame holds make a frame that its reader refuses.
-    pub(super) fn bytes(&mut self, bytes: &[u8]) {
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
         self.u32(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
         self.raw(bytes);
     }
 
-    pub(super) fn option<T>(&mut self, value: Option<&T>, field: impl FnOnce(&mut Self, &T)) {
+    pub(crate) fn option<T>(&mut self, value: Option<&T>, field: impl FnOnce(&mut Self, &T)) {
         self.bool(value.is_some());
         if let Some(value) = value {
             field(self, value);
         }
     }
 
-    pub(super) fn list<T>(&mut self, items: &[T], mut item: impl FnMut(&mut Self, &T)) {
+    pub(crate) fn list<T>(&mut self, items: &[T], mut item: impl FnMut(&mut Self, &T)) {
         self.u32(u32::try_from(items.len()).unwrap_or(u32::MAX));
         for each in items {
             item(self, each);
