@@ -50,6 +50,7 @@ pub mod vmm_process;
 pub use images::Images;
 pub use sandbox::Sandbox;
 pub use sandbox::deadline::{Deadline, Timeout, TimeoutEnd};
+pub use sandbox::files;
 pub use sandbox::processes;
 pub use sandbox::spec::SandboxSpec;
 pub use sandbox::ssh;

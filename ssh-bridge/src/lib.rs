@@ -3,8 +3,8 @@
 //! - [`vsock`] opens a byte stream to a port of the guest through the sandbox's Unix socket.
 //! - [`pump`], [`serve`] and [`fdpass`] hand that stream to an SSH client: by copying, or as a descriptor.
 //! - [`keys`], [`known_hosts`] and [`ssh_config`] let stock OpenSSH reach a sandbox by name, its host key pinned.
-//! - [`client`] is an SSH client of its own, for `msb` and for Rust programs; [`sftp`] are files over it, [`process`] are
-//!   processes that outlive it.
+//! - [`client`] is an SSH client of its own, for `msb` and for Rust programs; [`sftp`] are files over it, [`watch`] tells
+//!   what changes in them, [`process`] are processes that outlive it.
 
 pub mod fdpass;
 pub mod keys;
@@ -15,6 +15,7 @@ pub mod serve;
 pub mod sftp;
 pub mod ssh_config;
 pub mod vsock;
+pub mod watch;
 
 mod atomic;
 pub mod client;

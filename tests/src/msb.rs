@@ -94,6 +94,18 @@ impl Msb {
         }
     }
 
+    /// The sandbox `name` for a program.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn open(&self, name: &str) -> msb::Sandbox {
+        let layout = msb::store::layout::Layout {
+            home: self.home(),
+            runtime: self.runtime(),
+        };
+        msb::Sandbox::find(&msb::Store::new(layout), name).expect("the sandbox exists")
+    }
+
     /// What `msb ls` says.
     ///
     /// # Panics

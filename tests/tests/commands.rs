@@ -5,20 +5,10 @@ use std::time::Duration;
 
 use msb::processes::{AttachOptions, Commands, Info, ProcessEvent, Program, PtyOptions, RunOptions, Since};
 use msb::ssh::ExitStatus;
-use msb::store::layout::Layout;
-use msb::{Sandbox, Store};
 use msb_test_support::until;
 use msb_tests::{Msb, Terminal, finish, finish_with_input};
 
 const MIB: usize = 1 << 20;
-
-fn open(msb: &Msb, name: &str) -> Sandbox {
-    let layout = Layout {
-        home: msb.home(),
-        runtime: msb.runtime(),
-    };
-    Sandbox::find(&Store::new(layout), name).unwrap()
-}
 
 fn envs(name: &str, value: &str) -> Vec<(String, String)> {
     vec![(name.into(), value.into())]
@@ -32,7 +22,7 @@ async fn find(commands: &Commands, pid: u32) -> Option<Info> {
 async fn a_program_runs_lists_kills_and_joins_commands() {
     let msb = Msb::new();
     let _running = msb.create("commands");
-    let sandbox = open(&msb, "commands");
+    let sandbox = msb.open("commands");
     let commands = sandbox.commands();
 
     // commands.run: collecting, with cwd, envs, user, stdin, timeout.
@@ -183,7 +173,7 @@ async fn a_program_runs_lists_kills_and_joins_commands() {
 async fn a_program_makes_resizes_leaves_and_joins_terminals() {
     let msb = Msb::new();
     let _running = msb.create("terminals");
-    let sandbox = open(&msb, "terminals");
+    let sandbox = msb.open("terminals");
     let pty = sandbox.pty();
 
     // create, send_input, resize, disconnect, connect, wait.

@@ -11,21 +11,11 @@ use msb::ssh::{
     ExitStatus, Program, Session, SessionEvent, SpawnOptions, SshClientOptions, SshError, SshExecOptions,
     SshServerOptions,
 };
-use msb::store::layout::Layout;
 use msb::vmm_process::args::Lifetime;
-use msb::{Sandbox, Store};
 use msb_ssh::client::{ClientConfig, SshClient};
 use msb_ssh::keys::{KeyPair, load_public};
 use msb_tests::{Msb, finish, finish_with_input, sha256_of_file};
 use tokio::io::AsyncWriteExt;
-
-fn open(msb: &Msb, name: &str) -> Sandbox {
-    let layout = Layout {
-        home: msb.home(),
-        runtime: msb.runtime(),
-    };
-    Sandbox::find(&Store::new(layout), name).unwrap()
-}
 
 fn make_tree(at: &Path) {
     fs::create_dir_all(at.join("nested/deep")).unwrap();
@@ -50,7 +40,7 @@ fn assert_same(left: &Path, right: &Path) {
 async fn a_program_has_commands_files_and_endpoints_of_a_sandbox() {
     let msb = Msb::new();
     let _running = msb.create("library");
-    let sandbox = open(&msb, "library");
+    let sandbox = msb.open("library");
     let client = sandbox.ssh().open_client(SshClientOptions::default()).await.unwrap();
 
     let output = client.exec("uname -r; echo error >&2; exit 3", SshExecOptions::default());
@@ -155,7 +145,7 @@ fn files_are_copied_both_ways_without_an_openssh_client() {
 async fn a_program_forks_a_sandbox_and_hears_of_each_fork() {
     let msb = Msb::new();
     msb.create("source");
-    let sandbox = open(&msb, "source");
+    let sandbox = msb.open("source");
     sandbox.pause().unwrap();
     let names = ["source", "fork"].map(|name| Some(name.parse().unwrap()));
     let mut forks = sandbox.fork(names, Lifetime::OfStarter).unwrap();

@@ -5,6 +5,7 @@ pub mod config;
 pub mod control;
 mod create;
 pub mod deadline;
+pub mod files;
 pub mod process;
 pub mod processes;
 pub mod records;
@@ -22,7 +23,7 @@ pub use create::CreateError;
 use config::Config;
 use state::State;
 
-use crate::store::files;
+use crate::store::files::{FileError, read_json};
 use crate::store::layout::SandboxDir;
 use crate::store::names::SandboxId;
 use crate::store::{Store, StoreError};
@@ -48,7 +49,7 @@ impl Sandbox {
     /// # Errors
     /// When there is none or its configuration cannot be read.
     pub fn open(store: &Store, id: &SandboxId) -> Result<Self, StoreError> {
-        let config = files::read_json(&store.layout().sandbox(id).config())?;
+        let config = read_json(&store.layout().sandbox(id).config())?;
         let config = config.ok_or_else(|| StoreError::Unknown(id.to_string()))?;
         Ok(Self {
             store: store.clone(),
@@ -116,7 +117,7 @@ impl Sandbox {
                 Err(StoreError::Unknown(self.label().to_owned()))
             }
             result => {
-                result.map_err(files::FileError::io("wait for the lock", &lock))?;
+                result.map_err(FileError::io("wait for the lock", &lock))?;
                 self.state()
             }
         }

@@ -100,7 +100,8 @@ impl Session {
 
     async fn request(&mut self, program: &Program, options: &SpawnOptions) -> Result<(), ClientError> {
         let with_tty = options.tty.is_some();
-        if self.send_requests(program, options).await.is_err() {
+        // What the session is written to must not be borrowed while this waits: no other thread could go on with it.
+        if send_requests(&self.control, program, options).await.is_err() {
             return Err(self.events.ended().await);
         }
         if with_tty && !self.events.reply().await? {
@@ -114,30 +115,34 @@ impl Session {
         Ok(())
     }
 
-    /// Sends all requests at once: their replies come in order, after one round trip.
-    async fn send_requests(&self, program: &Program, options: &SpawnOptions) -> Result<(), russh::Error> {
-        let channel = &self.control.0;
-        if let Some(tty) = &options.tty {
-            channel
-                .request_pty(true, &tty.term, tty.cols, tty.rows, 0, 0, tty.modes())
-                .await?;
-        }
-        for (name, value) in &options.env {
-            channel.set_env(false, name, value).await?;
-        }
-        match program {
-            Program::Shell => channel.request_shell(true).await,
-            Program::Exec(command) => channel.exec(true, command.clone()).await,
-            Program::Subsystem(name) => channel.request_subsystem(true, name).await,
-        }
-    }
-
     /// Waits for the end, and throws away what output is left. Its input stays open until then.
     ///
     /// # Errors
     /// When the connection breaks before the guest said how the program ended.
     pub async fn wait(mut self) -> Result<ExitStatus, ClientError> {
         self.events.wait().await
+    }
+}
+
+/// Sends all requests at once: their replies come in order, after one round trip.
+async fn send_requests(
+    control: &SessionControl,
+    program: &Program,
+    options: &SpawnOptions,
+) -> Result<(), russh::Error> {
+    let channel = &control.0;
+    if let Some(tty) = &options.tty {
+        channel
+            .request_pty(true, &tty.term, tty.cols, tty.rows, 0, 0, tty.modes())
+            .await?;
+    }
+    for (name, value) in &options.env {
+        channel.set_env(false, name, value).await?;
+    }
+    match program {
+        Program::Shell => channel.request_shell(true).await,
+        Program::Exec(command) => channel.exec(true, command.clone()).await,
+        Program::Subsystem(name) => channel.request_subsystem(true, name).await,
     }
 }
 
