@@ -379,6 +379,8 @@ impl Place {
             return Err(SaveError::Exists(self.directory.clone()));
         }
         fs::rename(&self.partial, &self.directory).map_err(FileError::io("create", &self.directory))?;
+        let parent = self.directory.parent().filter(|parent| !parent.as_os_str().is_empty());
+        files::sync(parent.unwrap_or(Path::new(".")))?;
         Ok(())
     }
 }

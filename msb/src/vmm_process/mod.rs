@@ -24,6 +24,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use jiff::Timestamp;
 use msb_protocol::identity::{GuestConfig, ImageRoot};
 use msb_protocol::renewal::{ENTROPY, Renewal};
+use msb_vmm::Console;
 
 use args::{Lifetime, VmmArgs};
 use console::ConsolePump;
@@ -35,7 +36,7 @@ use notices::Notices;
 use outcome::{Observed, VmEnd};
 use signals::Signals;
 use status::{StatusEvent, StatusWriter};
-use surroundings::SurroundingsError;
+use surroundings::{Surroundings, SurroundingsError};
 
 use crate::identity::Identity;
 use crate::report;
@@ -146,47 +147,12 @@ impl Run {
         self.write_run_record(None)?;
         let deadline = self.limit_time()?;
         self.store.create_socket_dir(self.id(), &self.lock)?;
-        let layout = self.store.layout();
-        let path = layout.vsock_listener(self.id(), msb_protocol::ports::NOTICES);
         let sandbox = Sandbox::open(&self.store, self.id())?;
-        let spec = &sandbox.config().spec;
-        let surroundings = surroundings::prepare(&self.store, self.id(), spec)?;
-        let notices = Notices::listen(&path).map_err(|source| SetUpError::Listen {
-            path: path.clone(),
-            source,
-        })?;
-        surroundings.let_connect(&path)?;
-        let path = layout.control(self.id());
-        let mut control = ControlServer::listen(&path).map_err(|source| SetUpError::Listen { path, source })?;
-        let dir = self.dir();
-        // The console is that of the latest run: an older panic would be taken for this one's.
-        for log in [dir.console_log(), dir.older_console_log()] {
-            files::remove_optional(&log)?;
-        }
-        let path = dir.console_log();
-        let (mut console, sink) =
-            ConsolePump::new(path.clone()).map_err(|source| SetUpError::Console { path, source })?;
-        let image = sandbox.config().spec.image.as_ref();
-        let image = image.map(|image| (self.store.images().erofs(&image.id), dir.writable()));
-        let vm_files = vm::VmFiles {
-            kernel: &self.args.kernel,
-            initramfs: &self.args.initramfs,
-            tools: &self.args.tools,
-            root: image
-                .as_ref()
-                .map(|(image, writable)| (image.as_path(), writable.as_path())),
-            vsock: &layout.vsock(self.id()),
-        };
-        let saved = self.args.saved.map(|saved| vm::SavedFiles {
-            state: File::from(inherit(saved.state)),
-            memory: File::from(inherit(saved.memory)),
-        });
-        let is_restored = saved.is_some();
-        let plan = Plan {
-            config: vm::config(spec, vm_files, self.identity(&sandbox)?, sink),
-            saved,
-            surroundings,
-        };
+        let surroundings = surroundings::prepare(&self.store, self.id(), &sandbox.config().spec)?;
+        let (notices, mut control) = self.listen(&surroundings)?;
+        let (mut console, sink) = self.fresh_console()?;
+        let plan = self.plan(&sandbox, surroundings, sink)?;
+        let is_restored = plan.saved.is_some();
         // SAFETY: this process has started no thread.
         let mut machine = unsafe { Machine::spawn(&plan) }.map_err(SetUpError::system("start a process for the VM"))?;
         control.refuse(machine.pid());
@@ -232,6 +198,55 @@ impl Run {
         let end = surroundings.explain(machine.ended());
         console.finish();
         Ok((end, observed))
+    }
+
+    /// Where the agent tells its notices, and verbs their requests.
+    fn listen(&self, surroundings: &Surroundings) -> Result<(Notices, ControlServer), SetUpError> {
+        let layout = self.store.layout();
+        let path = layout.vsock_listener(self.id(), msb_protocol::ports::NOTICES);
+        let notices = Notices::listen(&path).map_err(|source| SetUpError::Listen {
+            path: path.clone(),
+            source,
+        })?;
+        surroundings.let_connect(&path)?;
+        let path = layout.control(self.id());
+        let control = ControlServer::listen(&path).map_err(|source| SetUpError::Listen { path, source })?;
+        Ok((notices, control))
+    }
+
+    /// An empty console log: an older panic would be taken for this run's.
+    fn fresh_console(&self) -> Result<(ConsolePump, Console), SetUpError> {
+        let dir = self.dir();
+        for log in [dir.console_log(), dir.older_console_log()] {
+            files::remove_optional(&log)?;
+        }
+        let path = dir.console_log();
+        ConsolePump::new(path.clone()).map_err(|source| SetUpError::Console { path, source })
+    }
+
+    fn plan(&self, sandbox: &Sandbox, surroundings: Surroundings, console: Console) -> Result<Plan, SetUpError> {
+        let spec = &sandbox.config().spec;
+        let vsock = self.store.layout().vsock(self.id());
+        let image = spec.image.as_ref();
+        let image = image.map(|image| (self.store.images().erofs(&image.id), self.dir().writable()));
+        let vm_files = vm::VmFiles {
+            kernel: &self.args.kernel,
+            initramfs: &self.args.initramfs,
+            tools: &self.args.tools,
+            root: image
+                .as_ref()
+                .map(|(image, writable)| (image.as_path(), writable.as_path())),
+            vsock: &vsock,
+        };
+        let saved = self.args.saved.map(|saved| vm::SavedFiles {
+            state: File::from(inherit(saved.state)),
+            memory: File::from(inherit(saved.memory)),
+        });
+        Ok(Plan {
+            config: vm::config(spec, vm_files, self.identity(sandbox)?, console),
+            saved,
+            surroundings,
+        })
     }
 
     fn write_run_record(&self, vm: Option<VmProcess>) -> Result<(), SetUpError> {
