@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::assets::Assets;
-use crate::jail::Layers;
+use crate::jail::{Layer, Layers};
 use crate::report;
 use crate::store::Store;
 use crate::store::files;
@@ -121,32 +121,31 @@ fn isolation(layers: &Layers) -> Check {
         NAME,
         format!(
             "VMs run without {}, and not at all with --isolation=strict",
-            missing.join(", ")
+            Layer::names(&missing)
         ),
         missing
             .iter()
-            .map(|layer| layer_mend(layer))
+            .map(|layer| layer_mend(*layer))
             .collect::<Vec<_>>()
             .join("; "),
     )
 }
 
 /// How a host gets a layer.
-fn layer_mend(layer: &str) -> &'static str {
+fn layer_mend(layer: Layer) -> &'static str {
     match layer {
-        "namespaces" => {
+        Layer::Namespaces => {
             "namespaces: allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, or \
              kernel.apparmor_restrict_unprivileged_userns=0)"
         }
-        "landlock" => "landlock: a kernel of 5.13 or newer with it in its lsm= list",
-        "limits" => {
+        Layer::Landlock => "landlock: a kernel of 5.13 or newer with it in its lsm= list",
+        Layer::Limits => {
             "limits: as root, cgroups of version 2 with the controllers cpu, memory and pids; else run msb where a cgroup \
              is delegated, for example by `systemd-run --user --scope -p Delegate=yes msb ...`"
         }
-        "user" => {
+        Layer::User => {
             "user: root of a user namespace needs more users mapped (user_namespaces(7)); else run msb as no root"
         }
-        _ => "the other layers: a newer kernel",
     }
 }
 

@@ -70,19 +70,50 @@ impl From<bool> for Always {
 }
 
 impl Layers {
-    /// The names of the layers that are missing, for people.
-    pub fn missing(&self) -> Vec<&'static str> {
+    /// The layers that are missing.
+    pub fn missing(&self) -> Vec<Layer> {
         let layers = [
-            (self.namespaces, "namespaces"),
-            (self.landlock > 0, "landlock"),
-            (self.user != 0, "user"),
-            (self.limits.is_some(), "limits"),
+            (self.namespaces, Layer::Namespaces),
+            (self.landlock > 0, Layer::Landlock),
+            (self.user != 0, Layer::User),
+            (self.limits.is_some(), Layer::Limits),
         ];
         layers
             .iter()
             .filter(|(holds, _)| !holds)
-            .map(|(_, name)| *name)
+            .map(|(_, layer)| *layer)
             .collect()
+    }
+}
+
+/// A layer of the jail that a host may lack.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Layer {
+    /// User, mount, PID, IPC, UTS, network and cgroup namespaces of its own.
+    Namespaces,
+    /// Landlock (landlock(7)).
+    Landlock,
+    /// Another user than root.
+    User,
+    /// Limits of a cgroup (cgroups(7)).
+    Limits,
+}
+
+impl Layer {
+    /// Its name, for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Namespaces => "namespaces",
+            Self::Landlock => "landlock",
+            Self::User => "user",
+            Self::Limits => "limits",
+        }
+    }
+
+    /// The names of several, for people.
+    pub fn names(layers: &[Self]) -> String {
+        let names: Vec<_> = layers.iter().map(|layer| layer.name()).collect();
+        names.join(", ")
     }
 }
 
@@ -102,9 +133,9 @@ pub enum JailError {
     #[error(
         "this host cannot isolate the VM as strictly as asked: it lacks {}; see `msb doctor`, or leave out \
          --isolation=strict",
-        .0.join(", ")
+        Layer::names(.0)
     )]
-    Missing(Vec<&'static str>),
+    Missing(Vec<Layer>),
 }
 
 impl JailError {
@@ -183,6 +214,6 @@ mod tests {
         });
         assert_eq!(serde_json::to_value(layers).unwrap(), json);
         assert_eq!(serde_json::from_value::<Layers>(json).unwrap(), layers);
-        assert_eq!(layers.missing(), ["namespaces", "landlock", "limits"]);
+        assert_eq!(layers.missing(), [Layer::Namespaces, Layer::Landlock, Layer::Limits]);
     }
 }
