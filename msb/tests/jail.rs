@@ -278,7 +278,7 @@ fn a_jail_without_limits_is_not_strict() {
     };
     assert_succeeded(outcome(|in_namespaces| {
         let refused = jail::enter(&without, in_namespaces).expect_err("it lacks a layer");
-        u8::from(!matches!(refused, JailError::Missing(layers) if layers == ["limits"]))
+        u8::from(!matches!(refused, JailError::Missing(layers) if layers == [jail::Layer::Limits]))
     }));
 }
 
