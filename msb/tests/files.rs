@@ -9,6 +9,8 @@ use guest::Guest;
 use msb::files::sftp::FileKind;
 use msb::files::sftp::tree::TreeOptions;
 use msb::files::{WatchEvent, WatchOptions};
+use msb::processes::RunOptions;
+use msb::ssh::ExitStatus;
 
 #[tokio::test]
 async fn files_are_written_found_renamed_and_removed() {
@@ -93,4 +95,11 @@ async fn calls_may_be_made_from_any_thread() {
     let removing = tokio::spawn(async move { files.remove(path).await });
     removing.await.unwrap().unwrap();
     assert!(!guest.path("file").exists());
+    let commands = guest.sandbox.commands().with_options(guest.options());
+    let running = tokio::spawn(async move {
+        commands.kill(u32::MAX, "TERM").await?;
+        commands.run("exit 3", RunOptions::default()).await
+    });
+    let output = running.await.unwrap();
+    assert_eq!(output.unwrap().end.status, ExitStatus::Code(3));
 }

@@ -1,10 +1,13 @@
 //! Commands of a sandbox.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use msb_ssh::client::SshClient;
 use msb_ssh::process::{
-    self, AttachOptions, Info, Process, ProcessError, ProcessEvent, ProcessOutput, Program, StartOptions,
+    self, AttachOptions, Info, Process, ProcessControl, ProcessError, ProcessEvent, ProcessOutput, Program,
+    StartOptions,
 };
 
 use super::CommandError;
@@ -173,14 +176,25 @@ impl Commands {
         options: StartOptions,
     ) -> Result<Process, CommandError> {
         let Command(program) = program.into();
-        let starting = async |client: &_| process::start(client, program.clone(), &options).await;
-        self.pool.with(None, starting).await
+        self.start_program(None, program, &options).await
     }
 
     async fn spawn(&self, command: Command, options: &RunOptions, survive: bool) -> Result<Process, CommandError> {
         let start = options.start(survive);
         let user = options.user.as_deref();
-        let starting = async |client: &_| process::start(client, command.0.clone(), &start).await;
+        self.start_program(user, command.0, &start).await
+    }
+
+    pub(super) async fn start_program(
+        &self,
+        user: Option<&str>,
+        program: Program,
+        options: &StartOptions,
+    ) -> Result<Process, CommandError> {
+        let starting = |client: Arc<SshClient>| {
+            let program = program.clone();
+            async move { process::start(&client, program, options).await }
+        };
         self.pool.with(user, starting).await
     }
 
@@ -200,7 +214,10 @@ impl Commands {
     /// When the connection breaks.
     pub async fn list_all(&self) -> Result<Vec<Info>, CommandError> {
         self.pool
-            .with(None, async |client: &_| process::list(client).await)
+            .with(
+                None,
+                |client: Arc<SshClient>| async move { process::list(&client).await },
+            )
             .await
     }
 
@@ -211,7 +228,10 @@ impl Commands {
     /// When there is no such signal, it is not allowed, or the connection breaks.
     pub async fn kill(&self, pid: u32, signal: &str) -> Result<bool, CommandError> {
         let done = self
-            .control(pid, async |process: &Process| process.control.signal(signal).await)
+            .control(
+                pid,
+                |process: ProcessControl| async move { process.signal(signal).await },
+            )
             .await;
         match done {
             Ok(()) => Ok(true),
@@ -226,7 +246,9 @@ impl Commands {
     /// When there is no such process, or the connection breaks.
     pub async fn connect(&self, pid: u32, options: AttachOptions) -> Result<Process, CommandError> {
         self.pool
-            .with(None, async |client: &_| process::attach(client, pid, &options).await)
+            .with(None, |client: Arc<SshClient>| async move {
+                process::attach(&client, pid, &options).await
+            })
             .await
     }
 
@@ -236,9 +258,9 @@ impl Commands {
     /// When there is no such process, it takes no input, or the connection breaks.
     pub async fn send_stdin(&self, pid: u32, data: impl AsRef<[u8]>) -> Result<(), CommandError> {
         let data = data.as_ref();
-        let send = async |process: &Process| {
-            process.control.send_input(data).await?;
-            process.control.input_taken().await
+        let send = |process: ProcessControl| async move {
+            process.send_input(data).await?;
+            process.input_taken().await
         };
         self.control(pid, send).await
     }
@@ -248,26 +270,29 @@ impl Commands {
     /// # Errors
     /// When there is no such process, it has a terminal, or the connection breaks.
     pub async fn close_stdin(&self, pid: u32) -> Result<(), CommandError> {
-        self.control(pid, async |process: &Process| process.control.close_input().await)
-            .await
+        self.control(
+            pid,
+            |process: ProcessControl| async move { process.close_input().await },
+        )
+        .await
     }
 
-    pub(super) async fn control(
+    pub(super) async fn control<Acting>(
         &self,
         pid: u32,
-        act: impl AsyncFn(&Process) -> Result<(), ProcessError>,
-    ) -> Result<(), CommandError> {
-        let acting = async |client: &_| {
-            let process = process::control(client, pid).await?;
-            act(&process).await?;
+        act: impl Fn(ProcessControl) -> Acting,
+    ) -> Result<(), CommandError>
+    where
+        Acting: Future<Output = Result<(), ProcessError>>,
+    {
+        let act = &act;
+        let acting = |client: Arc<SshClient>| async move {
+            let process = process::control(&client, pid).await?;
+            act(process.control.clone()).await?;
             process.disconnect().await;
             Ok(())
         };
         self.pool.with(None, acting).await
-    }
-
-    pub(super) fn pool(&self) -> &Pool {
-        &self.pool
     }
 }
 

@@ -57,14 +57,18 @@ impl Pool {
     }
 
     /// Calls `act` with a connection as `user`; with another one if that has as many sessions as it may have.
-    pub(super) async fn with<T>(
+    pub(super) async fn with<T, Acting>(
         &self,
         user: Option<&str>,
-        act: impl AsyncFn(&SshClient) -> Result<T, ProcessError>,
-    ) -> Result<T, CommandError> {
+        act: impl Fn(Arc<SshClient>) -> Acting,
+    ) -> Result<T, CommandError>
+    where
+        // Of an `AsyncFn` nobody could say whether it may go on in another thread.
+        Acting: Future<Output = Result<T, ProcessError>>,
+    {
         let user = user.unwrap_or_else(|| self.default_user());
         let client = self.client(user).await?;
-        match act(&client).await {
+        match act(Arc::clone(&client)).await {
             // Nothing was asked for yet.
             Err(ProcessError::Client(ClientError::Session(_))) => {
                 let mut clients = self.clients.lock().await;
@@ -73,7 +77,7 @@ impl Pool {
                     clients.remove(user);
                 }
                 drop(clients);
-                Ok(act(&*self.client(user).await?).await?)
+                Ok(act(self.client(user).await?).await?)
             }
             result => Ok(result?),
         }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use msb_ssh::process::{self, AttachOptions, Process, Program, StartOptions, Terminal};
+use msb_ssh::process::{AttachOptions, Process, ProcessControl, Program, StartOptions, Terminal};
 
 use super::pool::Pool;
 use super::{Command, CommandError, Commands};
@@ -101,8 +101,7 @@ impl Ptys {
             survive: true,
             hold: true,
         };
-        let starting = async |client: &_| process::start(client, program.clone(), &start).await;
-        self.commands.pool().with(user.as_deref(), starting).await
+        self.commands.start_program(user.as_deref(), program, &start).await
     }
 
     /// Attaches to a terminal, and gets the recent output again.
@@ -126,7 +125,7 @@ impl Ptys {
     /// # Errors
     /// When there is no such process, it has no terminal, or the connection breaks.
     pub async fn resize(&self, pid: u32, cols: u32, rows: u32) -> Result<(), CommandError> {
-        let resize = async |process: &Process| process.control.resize(cols, rows).await;
+        let resize = |process: ProcessControl| async move { process.resize(cols, rows).await };
         self.commands.control(pid, resize).await
     }
 
