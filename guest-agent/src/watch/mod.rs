@@ -58,6 +58,19 @@ pub fn run() -> ExitCode {
     }
 }
 
+/// What there is to do.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Awaited {
+    /// The client says something, or has gone.
+    Input,
+    /// The kernel says something.
+    Events,
+    /// The client takes more.
+    Output,
+    /// The other half of a renaming did not come.
+    Timeout,
+}
+
 struct Server {
     input: File,
     output: File,
@@ -102,19 +115,21 @@ impl Server {
 
     fn tell(&mut self, mut tree: Tree) -> Result<(), ServeError> {
         loop {
-            let (has_input, has_events) = self.wait(&tree)?;
-            if has_input {
+            let awaited = self.wait(&tree)?;
+            if awaited == Awaited::Input {
                 return match (&self.input).read(&mut [0; 64])? {
                     0 => Ok(()),
                     _ => Err(ServeError::Refused("nothing may follow the request to watch".into())),
                 };
             }
             let mut tell = |change| self.outbox.push(change);
-            let told = if has_events {
-                tree.take(&mut tell)?
-            } else {
-                tree.settle(&mut tell);
-                Told::More
+            let told = match awaited {
+                Awaited::Events => tree.take(&mut tell)?,
+                Awaited::Timeout => {
+                    tree.settle(&mut tell);
+                    Told::More
+                }
+                Awaited::Input | Awaited::Output => Told::More,
             };
             self.outbox.write(&self.output)?;
             if let Told::Gone = told {
@@ -123,8 +138,8 @@ impl Server {
         }
     }
 
-    /// Waits for something to do: whether the client says something, and whether the kernel does.
-    fn wait(&self, tree: &Tree) -> Result<(bool, bool), ServeError> {
+    /// Waits for something to do, and says what is the first of it.
+    fn wait(&self, tree: &Tree) -> Result<Awaited, ServeError> {
         let mut fds = vec![
             PollFd::new(&self.input, PollFlags::IN),
             PollFd::from_borrowed_fd(tree.as_fd(), PollFlags::IN),
@@ -137,7 +152,10 @@ impl Server {
             match poll(&mut fds, timeout) {
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(io::Error::from(error).into()),
-                Ok(_) => return Ok((!fds[0].revents().is_empty(), !fds[1].revents().is_empty())),
+                Ok(0) => return Ok(Awaited::Timeout),
+                Ok(_) if !fds[0].revents().is_empty() => return Ok(Awaited::Input),
+                Ok(_) if !fds[1].revents().is_empty() => return Ok(Awaited::Events),
+                Ok(_) => return Ok(Awaited::Output),
             }
         }
     }
