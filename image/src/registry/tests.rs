@@ -117,11 +117,9 @@ fn a_download_that_breaks_or_stalls_goes_on_where_it_was() {
         let moved = std::cell::Cell::new(0);
         let count = |bytes| moved.set(moved.get() + bytes);
         server.repository(None).download(blob(), &mut file, &count).unwrap();
-        assert_eq!(
-            (moved.get(), server.requests().len()),
-            (blob().size, 3),
-            "stalls: {stalls}"
-        );
+        // No byte came twice. A busy machine may take an answer for one that stalls, and ask once more.
+        assert_eq!(moved.get(), blob().size, "stalls: {stalls}");
+        assert!(server.requests().len() >= 3, "stalls: {stalls}");
     }
 }
 
