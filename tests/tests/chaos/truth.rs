@@ -1,27 +1,72 @@
 //! What must hold after any fault.
 
-use msb_tests::Msb;
+use std::thread;
+use std::time::{Duration, Instant};
 
-/// `msb ls` works and tells the truth: what it calls running answers, what it does not has no process.
+use msb_tests::{Finished, Msb};
+
+use crate::kill::PATIENCE;
+
+/// `msb ls` works and tells the truth: what it calls running answers, what it does not has no process. A guest that was asked
+/// to shut down just before is running until it ends: what is told of it must hold then.
 #[track_caller]
 pub(crate) fn assert_truth(msb: &Msb, after: &str) {
-    let listed = msb.list();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let listed = msb.list();
+        let Err(lie) = check(msb, &listed) else { return };
+        let is_over = Instant::now() >= deadline;
+        match lie {
+            Lie::Moving(_) if !is_over => thread::sleep(Duration::from_millis(20)),
+            Lie::Dead(_) if !is_over && states(&msb.list()) != states(&listed) => {}
+            lie => panic!("after {after}: {lie:?} of {listed:?}"),
+        }
+    }
+}
+
+/// What does not hold.
+#[derive(Debug)]
+#[expect(dead_code, reason = "what the variants hold is for the message")]
+enum Lie {
+    /// A sandbox is starting or stopping, or its processes are: these are there.
+    Moving(Vec<String>),
+    /// It is called running and does not answer.
+    Dead(Finished),
+    /// It is called what it cannot be.
+    Unknown(String),
+}
+
+fn check(msb: &Msb, listed: &[serde_json::Value]) -> Result<(), Lie> {
     let mut alive = 0;
-    for sandbox in &listed {
-        let id = sandbox["id"].as_str().expect("every sandbox has an id");
-        match sandbox["state"].as_str().expect("every sandbox has a state") {
+    for (id, state) in states(listed) {
+        match state.as_str() {
             "running" => {
                 alive += 1;
-                let answer = msb.run(["exec", id, "--", "echo", "alive"]);
-                assert_eq!(answer.text(), "alive\n", "after {after}: {answer:?}");
+                let answer = msb.run(["exec", &id, "--", "echo", "alive"]);
+                if answer.text() != "alive\n" {
+                    return Err(Lie::Dead(answer));
+                }
             }
             "created" | "stopped" | "crashed" => {}
-            state => panic!("after {after}: a sandbox stays {state}: {listed:?}"),
+            "starting" | "stopping" => return Err(Lie::Moving(msb.processes())),
+            _ => return Err(Lie::Unknown(state)),
         }
     }
     // A keeper and its VM each.
     let processes = msb.processes();
-    assert_eq!(processes.len(), 2 * alive, "after {after}: {processes:?} of {listed:?}");
+    match processes.len() == 2 * alive {
+        true => Ok(()),
+        false => Err(Lie::Moving(processes)),
+    }
+}
+
+/// Id and state of each.
+fn states(listed: &[serde_json::Value]) -> Vec<(String, String)> {
+    let text = |value: &serde_json::Value| value.as_str().expect("every sandbox has an id and a state").to_owned();
+    listed
+        .iter()
+        .map(|sandbox| (text(&sandbox["id"]), text(&sandbox["state"])))
+        .collect()
 }
 
 /// Removes all there is, and nothing is left.
