@@ -4,7 +4,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use msb_protocol::process::frame::Frames;
+use msb_protocol::frame::Frames;
 use msb_protocol::process::{Reply, Request};
 
 fuzz_target!(|input: &[u8]| {

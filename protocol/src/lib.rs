@@ -2,6 +2,7 @@
 //! the identity the host prepares for a guest and renews when it is restored, how both SSH ends bound what a stalled
 //! channel holds, the numbers and file attributes of SFTP, and the subsystems that manage processes and watch files.
 
+pub mod frame;
 pub mod identity;
 pub mod notice;
 pub mod ports;
@@ -10,3 +11,4 @@ pub mod receive_budget;
 pub mod renewal;
 pub mod sftp;
 pub mod watch;
+mod wire;

@@ -1,16 +1,13 @@
 //! The subsystem `watch@msb`: tells what changes in a directory of a guest.
 //!
-//! A channel carries frames as those of [`crate::process`]. Both ends say [`Request::Hello`] and [`Reply::Hello`] first; the
+//! A channel carries frames ([`crate::frame`]). Both ends say [`Request::Hello`] and [`Reply::Hello`] first; the
 //! lower of the two versions is spoken. Then the client makes one [`Request::Watch`], answered by [`Reply::Watching`] and
 //! changes until [`Reply::Gone`] or the end of the channel, or by [`Reply::Failed`].
 //!
 //! Paths are bytes, relative to what is watched, whose own path is empty. A client that does not read makes the guest drop
 //! changes, which [`Change::Lost`] tells in their place.
 
-use crate::process::wire::{Reader, Writer, frame};
-
-pub use crate::process::Malformed;
-pub use crate::process::frame::{FrameLength, Frames, check};
+use crate::wire::{Malformed, Reader, Writer, frame};
 
 /// The name of the subsystem.
 pub const SUBSYSTEM: &str = "watch@msb";

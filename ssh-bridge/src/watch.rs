@@ -4,7 +4,8 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use msb_protocol::watch::{self as wire, Change, FrameLength, Frames, MAX_PATH, Malformed, Reply, Request};
+use msb_protocol::frame::{FrameLength, Frames, Malformed};
+use msb_protocol::watch::{self as wire, Change, MAX_PATH, Reply, Request};
 use tokio::io::AsyncWriteExt;
 
 use crate::client::{

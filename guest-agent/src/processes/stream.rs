@@ -4,8 +4,8 @@ use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use msb_protocol::process::frame::{self, FrameLength};
-use msb_protocol::process::{Malformed, Reply, Request};
+use msb_protocol::frame::{self, FrameLength, Malformed};
+use msb_protocol::process::{Reply, Request};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 

@@ -8,7 +8,8 @@ use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
-use msb_protocol::watch::{FrameLength, MAX_PATH, Malformed, Reply, Request, VERSION, check};
+use msb_protocol::frame::{self, FrameLength, Malformed};
+use msb_protocol::watch::{MAX_PATH, Reply, Request, VERSION};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
@@ -177,7 +178,7 @@ impl Server {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
             result => result?,
         }
-        let mut frame = vec![0; check(u32::from_be_bytes(length))?];
+        let mut frame = vec![0; frame::check(u32::from_be_bytes(length))?];
         self.input.read_exact(&mut frame)?;
         Ok(Some(Request::decode(&frame)?))
     }

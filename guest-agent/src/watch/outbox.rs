@@ -86,7 +86,7 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
-    use msb_protocol::watch::Frames;
+    use msb_protocol::frame::Frames;
     use std::io::Read as _;
 
     use super::*;

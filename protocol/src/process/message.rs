@@ -1,6 +1,6 @@
 //! What the two ends say.
 
-use super::wire::{Malformed, Reader, Writer, frame};
+use crate::wire::{Malformed, Reader, Writer, frame};
 
 /// What a client says.
 #[derive(Clone, Debug, Eq, PartialEq)]

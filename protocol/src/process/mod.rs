@@ -1,7 +1,6 @@
 //! The subsystem `process@msb`: processes and terminals of a guest that can outlive the connection that started them.
 //!
-//! A channel carries frames ([`frame`]): the length of what follows, one byte of kind, and fields in SSH's own encoding
-//! (RFC 4251, 5): integers with the high byte first, strings with their length in front, a boolean as one byte.
+//! A channel carries frames ([`crate::frame`]).
 //!
 //! Both ends say [`Request::Hello`] and [`Reply::Hello`] first; the lower of the two versions is spoken. Then the client
 //! makes one request: [`Request::List`], whose answers end with [`Reply::Done`], or [`Request::Start`] or
@@ -12,21 +11,17 @@
 //! the guest sends as many bytes of output as the client granted ([`Request::Credit`]), and the client as many of input
 //! as the process took since ([`Reply::Credit`], from [`INPUT_WINDOW`] on).
 
-pub mod frame;
 mod message;
-pub(crate) mod wire;
+
+use crate::frame::MAX_FRAME;
 
 pub use message::{Attach, End, Failure, Info, Program, Reply, Request, Since, Start, Terminal};
-pub use wire::Malformed;
 
 /// The name of the subsystem.
 pub const SUBSYSTEM: &str = "process@msb";
 
 /// The version that this crate describes.
 pub const VERSION: u32 = 1;
-
-/// The most bytes of a frame after its length.
-pub const MAX_FRAME: usize = 1 << 20;
 
 /// The most bytes of a [`Request::Start`], which leaves room for what [`Reply::Listed`] adds to it.
 pub const MAX_START: usize = MAX_FRAME - 4096;

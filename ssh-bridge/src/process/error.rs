@@ -1,7 +1,7 @@
 //! Why something could not be done with a process.
 
-use msb_protocol::process::frame::FrameLength;
-use msb_protocol::process::{Failure, MAX_START, Malformed, Reply};
+use msb_protocol::frame::{FrameLength, Malformed};
+use msb_protocol::process::{Failure, MAX_START, Reply};
 
 use crate::client::ClientError;
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use msb_protocol::process::frame::Frames;
+use msb_protocol::frame::Frames;
 use msb_protocol::process::{INPUT_WINDOW, Reply, Request};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{Notify, mpsc, oneshot};

@@ -4,8 +4,8 @@ use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use msb_protocol::process::frame::{FrameLength, Frames};
-use msb_protocol::process::{Failure, INPUT_WINDOW, MAX_DATA, Malformed, Reply, Request};
+use msb_protocol::frame::{FrameLength, Frames, Malformed};
+use msb_protocol::process::{Failure, INPUT_WINDOW, MAX_DATA, Reply, Request};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};

@@ -1,6 +1,10 @@
-//! Cuts a stream of bytes into frames.
+//! Frames, in which the messages of our subsystems travel: the length of what follows, one byte of kind, and fields in SSH's
+//! own encoding (RFC 4251, 5): integers with the high byte first, strings with their length in front, a boolean as one byte.
 
-use super::MAX_FRAME;
+pub use crate::wire::Malformed;
+
+/// The most bytes of a frame after its length.
+pub const MAX_FRAME: usize = 1 << 20;
 
 /// A frame is longer than any message, or empty.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]

@@ -1,4 +1,4 @@
-//! Fields in SSH's encoding.
+//! The fields of a frame.
 
 /// A message is not one of this protocol.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
