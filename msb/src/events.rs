@@ -160,7 +160,7 @@ impl Seen {
             State::Created => Some(sandbox.config().created_at),
             State::Starting { run } => run.as_ref().map(|run| run.started_at),
             State::Running { ready, .. } => Some(ready.ready_at),
-            State::Paused { .. } => None,
+            State::Paused { .. } | State::Waiting { .. } => None,
             state => state.exit().map(|exit| exit.ended_at),
         };
         let run_id = state.run().map(|run| run.run_id.clone());

@@ -40,6 +40,7 @@ pub mod events;
 pub mod identity;
 pub mod images;
 pub mod jail;
+pub mod pools;
 pub mod quote;
 mod report;
 pub mod sandbox;
@@ -48,6 +49,7 @@ pub mod timings;
 pub mod vmm_process;
 
 pub use images::Images;
+pub use pools::Pool;
 pub use sandbox::Sandbox;
 pub use sandbox::deadline::{Deadline, Timeout, TimeoutEnd};
 pub use sandbox::files;

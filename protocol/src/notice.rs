@@ -11,6 +11,10 @@ pub const MAX_LINE: usize = 1024;
 /// to PID 1. A byte, so that it never comes in parts.
 pub const SHUT_DOWN: &[u8] = b"S";
 
+/// Likewise: the guest is another one from now on, and who that is follows ([`crate::renewal`]). The agent answers with
+/// [`Notice::Ready`] when it is.
+pub const RENEW: &[u8] = b"R";
+
 /// The longest version of an agent, in bytes.
 const MAX_VERSION: usize = 64;
 

@@ -158,7 +158,7 @@ impl Msb {
     /// What is left of sandboxes: processes, directories, names, sockets, pinned keys, cgroups.
     pub fn leftovers(&self) -> Vec<String> {
         let mut left = self.processes();
-        for directory in ["sandboxes", "names", "transient"] {
+        for directory in ["sandboxes", "names", "transient", "pools"] {
             left.extend(entries(&self.home().join(directory)));
         }
         left.extend(entries(&self.runtime()));
@@ -184,6 +184,9 @@ impl Default for Msb {
 
 impl Drop for Msb {
     fn drop(&mut self) {
+        for pool in entries(&self.home().join("pools")) {
+            let _ = self.run(["pool", "rm", pool.rsplit('/').next().unwrap_or_default()]);
+        }
         for sandbox in self.run(["ls", "--quiet"]).text().lines() {
             let _ = self.run(["rm", "--force", sandbox]);
         }

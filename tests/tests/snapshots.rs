@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Read;
 use std::path::Path;
 use std::process::Stdio;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use msb_tests::{Msb, finish, sha256};
 use rustix::process::{Pid, Signal, kill_process};
@@ -229,4 +229,50 @@ fn a_snapshot_that_is_not_finished_harms_nobody() {
     assert!(!msb.scratch("killed.partial").exists());
     msb.run(["restore", &directory, "--name", "copy"]).expect(0);
     assert_eq!(exec(&msb, "copy", "sha256sum /tmp/canary"), digest);
+}
+
+#[test]
+fn a_fork_whose_starter_is_killed_leaves_nothing_and_harms_nobody() {
+    let msb = Msb::new();
+    let source = msb.create("source").id();
+    exec(&msb, "source", "echo canary >/tmp/canary");
+    let left = || {
+        let mut left = msb.leftovers();
+        left.sort();
+        left
+    };
+    let before = left();
+    // The directory of the fork, once there is one, and the record of its run.
+    let fork = || {
+        let sandboxes = fs::read_dir(msb.home().join("sandboxes")).unwrap();
+        let others = sandboxes.flatten().map(|entry| entry.path());
+        others.into_iter().find(|path| !path.ends_with(&source))
+    };
+    let steps: [&dyn Fn() -> bool; 3] = [&|| true, &|| fork().is_some(), &|| {
+        fork().is_some_and(|fork| fork.join("run.json").exists())
+    }];
+    for (step, reached) in steps.into_iter().enumerate() {
+        let mut forking = msb.command(["fork", "source", "--name", "copy"]).spawn().unwrap();
+        while !reached() && forking.try_wait().unwrap().is_none() {
+            std::thread::yield_now();
+        }
+        kill_process(Pid::from_child(&forking), Signal::KILL).unwrap();
+        forking.wait().unwrap();
+        // Its VMM process ends by itself; `msb ls` sweeps what is left of one that did not come to be.
+        let began = Instant::now();
+        while msb.list().len() > 1 || left() != before {
+            assert!(began.elapsed() < Duration::from_secs(60), "step {step}: {:?}", left());
+            if msb
+                .list()
+                .iter()
+                .any(|sandbox| sandbox["name"] == "copy" && sandbox["state"] == "running")
+            {
+                // It was quicker.
+                msb.run(["rm", "--force", "copy"]).expect(0);
+            }
+        }
+        assert_eq!(exec(&msb, "source", "cat /tmp/canary"), "canary\n", "step {step}");
+    }
+    msb.run(["fork", "source", "--name", "copy"]).expect(0);
+    assert_eq!(exec(&msb, "copy", "cat /tmp/canary"), "canary\n");
 }

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use msb_protocol::notice::{Notice, SHUT_DOWN};
+use msb_protocol::notice::{Notice, RENEW, SHUT_DOWN};
 use msb_protocol::ports;
 use msb_protocol::renewal::Renewal;
 use vsock::VsockStream;
@@ -26,6 +26,8 @@ pub(super) enum Heard {
     Nothing,
     /// The guest shall shut down.
     ShutDown,
+    /// The guest is another one from now on: [`Connection::renewal`].
+    Renew,
     /// The connection has ended, or leads to what is not the host.
     End,
 }
@@ -55,6 +57,7 @@ impl Connection {
             .map(|read| &byte[..read]);
         let heard = match read {
             Ok(SHUT_DOWN) => Heard::ShutDown,
+            Ok(RENEW) => Heard::Renew,
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
                 Heard::Nothing
             }
@@ -71,7 +74,7 @@ impl Connection {
         Self::connect(&Notice::Restored).ok()
     }
 
-    /// Receives who this guest is from now on, after [`Self::reopen`].
+    /// Receives who this guest is from now on, after [`Self::reopen`] or [`Heard::Renew`].
     pub(super) fn renewal(&mut self) -> io::Result<Renewal> {
         self.0.set_read_timeout(Some(RENEWAL_TIMEOUT))?;
         Renewal::read(&mut self.0)

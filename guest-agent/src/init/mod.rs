@@ -184,6 +184,7 @@ impl Init {
             match connection.hear() {
                 Heard::Nothing => {}
                 Heard::ShutDown => return Turn::End(Request::End("host")),
+                Heard::Renew => return self.renew(),
                 Heard::End => return self.follow_host(),
             }
         }
@@ -219,6 +220,11 @@ impl Init {
     /// then it serves nobody.
     fn follow_host(&mut self) -> Turn {
         self.host = host::Connection::reopen();
+        self.renew()
+    }
+
+    /// Becomes who the host says it is.
+    fn renew(&mut self) -> Turn {
         let Some(host) = &mut self.host else {
             return Turn::Again;
         };

@@ -3,10 +3,11 @@
 use clap::Args;
 
 use super::error::{CliError, cannot};
-use super::spec_args::{BootTimeout, SpecArgs};
+use super::spec_args::{BootTimeout, PoolArg, SpecArgs};
 use super::view::SandboxView;
-use super::{Context, output};
+use super::{Context, output, pool};
 use crate::Sandbox;
+use crate::store::names::Name;
 use crate::vmm_process::args::Lifetime;
 
 /// Create a sandbox and start it; prints its id
@@ -17,13 +18,16 @@ use crate::vmm_process::args::Lifetime;
 Examples:
   msb create --name box && ssh box.msb
   msb create --name db --disk-size 20G debian:12
+  msb create --name worker --pool fresh
   msb create --memory 2G --cpus 2 --disk data.img --env LANG=C.UTF-8
   id=$(msb create --no-start)")]
 pub(super) struct CreateArgs {
     #[command(flatten)]
     spec: SpecArgs,
+    #[command(flatten)]
+    pool: PoolArg,
     /// Do not start it
-    #[arg(long)]
+    #[arg(long, conflicts_with = "pool")]
     no_start: bool,
     /// Print what is known of it as JSON instead of its id
     #[arg(long)]
@@ -34,26 +38,44 @@ pub(super) struct CreateArgs {
 
 pub(super) fn run(args: CreateArgs, context: &Context) -> Result<u8, CliError> {
     let what = format!("create {}", args.spec.label());
-    let (spec, authorized_keys) = args.spec.into_spec(context)?;
-    let sandbox = if args.no_start {
-        Sandbox::create(&context.store, spec, &authorized_keys).map_err(cannot(&what))?
+    let sandbox = if let Some(pool) = &args.pool.pool {
+        take(pool, &args.spec, args.boot, &what, context)?
     } else {
-        let (sandbox, lock) =
-            Sandbox::create_transient(&context.store, spec, &authorized_keys).map_err(cannot(&what))?;
-        let started = super::runtime()?.block_on(async {
-            let mut started = sandbox.start_held(lock, Lifetime::DetachedWhenReady)?;
-            started.ready(args.boot.duration()).await
-        });
-        if let Err(error) = started {
-            // Its VMM process removed it, if it came to be.
-            let _ = sandbox.remove();
-            return Err(CliError::cannot(what, &error));
-        }
-        sandbox
+        make(args.spec, args.no_start, args.boot, &what, context)?
     };
     match args.json {
         true => output::json(&SandboxView::of(&sandbox).map_err(cannot(format!("inspect {}", sandbox.label())))?)?,
         false => output::line(sandbox.id().as_str())?,
     }
     Ok(0)
+}
+
+/// Takes a sandbox out of a pool.
+fn take(pool: &Name, spec: &SpecArgs, boot: BootTimeout, what: &str, context: &Context) -> Result<Sandbox, CliError> {
+    let pool = pool::find(context, pool.as_str(), what)?;
+    let (name, limit) = spec.of_pool();
+    super::runtime()?.block_on(async {
+        let taken = pool.take(name, Lifetime::DetachedWhenReady, limit);
+        let mut started = taken.map_err(cannot(what))?;
+        started.ready(boot.duration()).await.map_err(cannot(what))?;
+        Ok(started.sandbox().clone())
+    })
+}
+
+fn make(spec: SpecArgs, no_start: bool, boot: BootTimeout, what: &str, context: &Context) -> Result<Sandbox, CliError> {
+    let (spec, authorized_keys) = spec.into_spec(context)?;
+    if no_start {
+        return Sandbox::create(&context.store, spec, &authorized_keys).map_err(cannot(what));
+    }
+    let (sandbox, lock) = Sandbox::create_transient(&context.store, spec, &authorized_keys).map_err(cannot(what))?;
+    let started = super::runtime()?.block_on(async {
+        let mut started = sandbox.start_held(lock, Lifetime::DetachedWhenReady)?;
+        started.ready(boot.duration()).await
+    });
+    if let Err(error) = started {
+        // Its VMM process removed it, if it came to be.
+        let _ = sandbox.remove();
+        return Err(CliError::cannot(what, &error));
+    }
+    Ok(sandbox)
 }

@@ -22,6 +22,7 @@ mod logs;
 mod ls;
 mod output;
 mod pause;
+mod pool;
 mod processes;
 mod progress;
 mod ps;
@@ -84,6 +85,7 @@ enum Verb {
     Fork(fork::ForkArgs),
     Snapshot(snapshot::SnapshotArgs),
     Restore(restore::RestoreArgs),
+    Pool(pool::PoolArgs),
     Rm(rm::RmArgs),
     Ls(ls::LsArgs),
     Inspect(inspect::InspectArgs),
@@ -207,6 +209,7 @@ fn dispatch(verb: Verb, began_us: u64) -> Result<u8, CliError> {
         Verb::Fork(args) => fork::run(&args, &context),
         Verb::Snapshot(args) => snapshot::run(&args, &context),
         Verb::Restore(args) => restore::run(&args, &context),
+        Verb::Pool(args) => pool::run(&args, &context),
         Verb::Rm(args) => rm::run(&args, &context),
         Verb::Ls(args) => ls::run(&args, &context),
         Verb::Inspect(args) => inspect::run(&args, &context),

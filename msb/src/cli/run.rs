@@ -1,6 +1,7 @@
 //! `msb run`
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -9,13 +10,13 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::error::{CliError, TRANSPORT_ERROR, cannot};
 use super::session::{self, Session};
-use super::spec_args::{BootTimeout, SpecArgs};
-use super::{Context, output};
+use super::spec_args::{BootTimeout, PoolArg, SpecArgs};
+use super::{Context, output, pool};
 use crate::sandbox::records::{ExitReason, ExitRecord};
 use crate::sandbox::start::StartedSandbox;
 use crate::timings::{Timings, now_us};
 use crate::vmm_process::args::Lifetime;
-use crate::{Sandbox, SandboxSpec, quote};
+use crate::{Pool, Sandbox, SandboxSpec, quote};
 
 /// How long a guest with a disk to write to may take to shut down.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,10 +35,13 @@ Examples:
   msb run -- uname -a
   echo hello | msb run --memory 1G -- sh -c 'wc -c; nproc'
   msb run --disk data.img        a shell, with the disk as /dev/vda
-  msb run debian:12 -- cat /etc/os-release")]
+  msb run debian:12 -- cat /etc/os-release
+  msb run --pool fresh -- make test       in a fork that waits; see `msb pool`")]
 pub(super) struct RunArgs {
     #[command(flatten)]
     spec: SpecArgs,
+    #[command(flatten)]
+    pool: PoolArg,
     /// Give the command a terminal; a shell has one when standard input is one
     #[arg(long, short)]
     tty: bool,
@@ -73,9 +77,10 @@ struct RunTimings {
 
 pub(super) fn run(args: RunArgs, context: &Context) -> Result<u8, CliError> {
     let what = format!("run {}", args.spec.label());
-    let (spec, authorized_keys) = args.spec.into_spec(context)?;
+    let source = Source::of(args.spec, &args.pool, &what, context)?;
+    let spec = source.spec();
     let tty = args.tty || (args.command.is_empty() && output::is_terminal());
-    let command = command(&spec, args.entrypoint, args.command);
+    let command = command(spec, args.entrypoint, args.command);
     let session = Session {
         user: args.user.unwrap_or_else(|| spec.default_user().to_owned()),
         command: (!command.is_empty()).then(|| quote::join(&command)),
@@ -89,17 +94,8 @@ pub(super) fn run(args: RunArgs, context: &Context) -> Result<u8, CliError> {
     };
     let result = super::runtime()?.block_on(async {
         let interrupted = interrupted()?;
-        let (sandbox, lock) =
-            Sandbox::create_transient(&context.store, spec, &authorized_keys).map_err(cannot(&what))?;
-        timings.created_us = Some(now_us());
-        let mut started = match sandbox.start_held(lock, Lifetime::OfStarter) {
-            Ok(started) => started,
-            Err(error) => {
-                // The error to report is that of the start.
-                let _ = sandbox.remove();
-                return Err(CliError::cannot(what, &error));
-            }
-        };
+        let mut started = source.start(&what, context, &mut timings)?;
+        let sandbox = started.sandbox().clone();
         timings.spawned_us = Some(now_us());
         let outcome = tokio::select! {
             outcome = in_started(&mut started, &session, args.boot, &what, &mut timings) => outcome,
@@ -131,6 +127,52 @@ pub(super) fn run(args: RunArgs, context: &Context) -> Result<u8, CliError> {
         eprintln!("{json}");
     }
     result
+}
+
+/// What a sandbox is made of.
+#[derive(Debug)]
+enum Source {
+    /// It boots.
+    Spec(Box<SandboxSpec>, Vec<PathBuf>),
+    /// It is taken from a pool.
+    Pool(Box<SandboxSpec>, Pool, Box<SpecArgs>),
+}
+
+impl Source {
+    fn of(spec: SpecArgs, pool: &PoolArg, what: &str, context: &Context) -> Result<Self, CliError> {
+        let Some(pool) = &pool.pool else {
+            let (spec, authorized_keys) = spec.into_spec(context)?;
+            return Ok(Self::Spec(Box::new(spec), authorized_keys));
+        };
+        let pool = pool::find(context, pool.as_str(), what)?;
+        let saved = pool.saved().map_err(cannot(what))?;
+        Ok(Self::Pool(Box::new(saved.spec().clone()), pool, Box::new(spec)))
+    }
+
+    fn spec(&self) -> &SandboxSpec {
+        match self {
+            Self::Spec(spec, _) | Self::Pool(spec, ..) => spec,
+        }
+    }
+
+    fn start(self, what: &str, context: &Context, timings: &mut RunTimings) -> Result<StartedSandbox, CliError> {
+        match self {
+            Self::Spec(spec, authorized_keys) => {
+                let (sandbox, lock) =
+                    Sandbox::create_transient(&context.store, *spec, &authorized_keys).map_err(cannot(what))?;
+                timings.created_us = Some(now_us());
+                sandbox.start_held(lock, Lifetime::OfStarter).map_err(|error| {
+                    // The error to report is that of the start.
+                    let _ = sandbox.remove();
+                    CliError::cannot(what, &error)
+                })
+            }
+            Self::Pool(_, pool, args) => {
+                let (name, limit) = args.of_pool();
+                pool.take(name, Lifetime::OfStarter, limit).map_err(cannot(what))
+            }
+        }
+    }
 }
 
 /// The image's entrypoint or the one in its place, and behind it what was given or, with the image's own entrypoint, the

@@ -12,7 +12,7 @@ use super::error::{CliError, cannot};
 use super::{Context, image};
 use crate::images::{ImageError, ImageName};
 use crate::jail::Isolation;
-use crate::sandbox::deadline::{Timeout, TimeoutEnd};
+use crate::sandbox::deadline::{TimeLimit, Timeout, TimeoutEnd};
 use crate::sandbox::spec::{CpuLimit, DEFAULT_DISK_SIZE, Disk, Memory, SandboxImage};
 use crate::store::names::Name;
 use crate::{Sandbox, SandboxSpec};
@@ -114,12 +114,51 @@ impl SpecArgs {
         Ok((spec, self.authorized_key))
     }
 
+    /// What of it a sandbox can be given that was made before.
+    pub(super) fn of_pool(&self) -> (Option<&Name>, Option<TimeLimit>) {
+        let limit = self.time.timeout.map(|timeout| TimeLimit {
+            timeout: Some(timeout),
+            end: self.time.on_timeout.unwrap_or_default(),
+        });
+        (self.name.as_ref(), limit)
+    }
+
     /// What the user will know the sandbox by before it has an id.
     pub(super) fn label(&self) -> String {
         self.name
             .as_ref()
             .map_or_else(|| "a sandbox".into(), |name| format!("sandbox {name}"))
     }
+}
+
+/// What has been decided of a sandbox that waits in a pool: all options of [`SpecArgs`] but its name and its time.
+const DECIDED: [&str; 18] = [
+    "cpus",
+    "memory",
+    "disk_size",
+    "disk",
+    "env",
+    "label",
+    "authorized_key",
+    "kernel",
+    "cmdline",
+    "isolation",
+    "cpu_limit",
+    "io_limit",
+    "no_port_forwarding",
+    "no_agent_forwarding",
+    "no_sftp",
+    "no_own_keys",
+    "pull",
+    "image",
+];
+
+/// Where a sandbox comes from, if it is not made.
+#[derive(Args, Clone, Debug)]
+pub(super) struct PoolArg {
+    /// Take a fork that waits in this pool, which has decided what it is; see `msb pool`
+    #[arg(long, value_name = "POOL", conflicts_with_all = DECIDED)]
+    pub(super) pool: Option<Name>,
 }
 
 /// How long a sandbox may run.
@@ -244,7 +283,27 @@ impl FromStr for Label {
 
 #[cfg(test)]
 mod tests {
+    use clap::Command;
+
     use super::*;
+
+    #[test]
+    fn a_pool_decides_all_but_the_name_and_the_time() {
+        let command = SpecArgs::augment_args(Command::new("spec"));
+        let mut options: Vec<&str> = command.get_arguments().map(|arg| arg.get_id().as_str()).collect();
+        options.retain(|option| !["name", "timeout", "on_timeout"].contains(option));
+        assert_eq!(options, DECIDED);
+        let command = PoolArg::augment_args(command);
+        let parsed = |more: &[&str]| {
+            let arguments = ["spec", "--pool", "fresh"].iter().chain(more);
+            command.clone().try_get_matches_from(arguments)
+        };
+        parsed(&["--name", "box", "--timeout", "5m", "--on-timeout", "kill"]).unwrap();
+        for more in [&["--memory", "256M"][..], &["--no-sftp"], &["debian:12"]] {
+            let error = parsed(more).unwrap_err();
+            assert_eq!(error.kind(), clap::error::ErrorKind::ArgumentConflict, "{error}");
+        }
+    }
 
     #[test]
     fn a_variable_has_a_name_and_any_value() {

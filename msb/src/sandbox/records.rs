@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::deadline::TimeoutEnd;
 use crate::jail::Layers;
+use crate::pools::PoolRef;
 use crate::timings::Timings;
 
 /// The content of `run.json`: which run is, or was, the latest.
@@ -65,6 +66,15 @@ pub struct PauseRecord {
     pub run_id: String,
     /// Since when.
     pub paused_at: Timestamp,
+}
+
+/// The content of `waiting.json`: a fork that nobody uses stands still until it is taken.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct WaitRecord {
+    /// The run this is about.
+    pub run_id: String,
+    /// Who made it and may take it.
+    pub pool: PoolRef,
 }
 
 /// The content of `deadline.json`: when a run will be ended that has not ended before. Absent while its time has no limit.

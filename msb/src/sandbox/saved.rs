@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::clone::clone;
 use super::control::ControlError;
+use super::deadline::TimeLimit;
 use super::spec::{Disk, SandboxSpec};
 use super::start::{StartError, StartedSandbox};
 use super::{CreateError, Sandbox};
@@ -115,20 +116,8 @@ impl Sandbox {
     /// When it does not run or something cannot be written; the sandbox goes on, and nothing is left.
     pub fn snapshot(&self, directory: &Path) -> Result<(), SaveError> {
         let place = Place::new(directory)?;
-        let result = self.save_to(&mut |name| place.create(name)).and_then(|saved| {
-            let description = Description {
-                format: FORMAT,
-                spec: saved.spec,
-                authorized_keys: String::from_utf8_lossy(&saved.authorized_keys).into_owned(),
-            };
-            files::write_private(&place.partial.join(DESCRIPTION), &files::to_json(&description))?;
-            place.finish()
-        });
-        if result.is_err() {
-            // The failed step is what the caller must hear of.
-            let _ = fs::remove_dir_all(&place.partial);
-        }
-        result
+        let saved = self.save_to(&mut |name| place.create(name));
+        place.finish_or_remove(saved.and_then(|saved| saved.describe(&place)))
     }
 
     /// Saves it without a trace, to go on from at once, and lets it go on. It stands still meanwhile. Blocks.
@@ -255,9 +244,47 @@ impl SavedSandbox {
         })
     }
 
+    /// What the sandbox was asked to be.
+    pub fn spec(&self) -> &SandboxSpec {
+        &self.spec
+    }
+
     /// What the sandbox was called.
     pub fn name(&self) -> Option<&Name> {
         self.spec.name.as_ref()
+    }
+
+    /// Puts a snapshot that makes the same sandboxes into `directory`, which must not exist.
+    ///
+    /// # Errors
+    /// When a file cannot be copied; nothing is left.
+    pub(crate) fn copy_to(&self, directory: &Path) -> Result<(), SaveError> {
+        let place = Place::new(directory)?;
+        let copy = |name: &str, from: &File| {
+            let path = place.partial.join(name);
+            clone(from, &create_private(&path)?).map_err(FileError::io("write", &path))
+        };
+        let disks = (0..).map(disk_name).zip(&self.disks);
+        let disks = disks.filter_map(|(name, disk)| disk.as_ref().map(|disk| (name, disk)));
+        let writable = self.writable.as_ref().map(|writable| (WRITABLE.to_owned(), writable));
+        let result = disks
+            .chain(writable)
+            .chain([(STATE.to_owned(), &self.state), (MEMORY.to_owned(), &self.memory)])
+            .try_for_each(|(name, file)| copy(&name, file))
+            .map_err(SaveError::from)
+            .and_then(|()| self.describe(&place));
+        place.finish_or_remove(result)
+    }
+
+    /// Writes down what it is, and makes the snapshot whole.
+    fn describe(&self, place: &Place) -> Result<(), SaveError> {
+        let description = Description {
+            format: FORMAT,
+            spec: self.spec.clone(),
+            authorized_keys: String::from_utf8_lossy(&self.authorized_keys).into_owned(),
+        };
+        files::write_private(&place.partial.join(DESCRIPTION), &files::to_json(&description))?;
+        place.finish()
     }
 
     /// Makes a sandbox called `name` that goes on where this was saved, with a host key, an id and disks of its own. It
@@ -266,6 +293,20 @@ impl SavedSandbox {
     /// # Errors
     /// When its name is taken, its disks cannot be copied, or no VMM process can be started; nothing is left behind.
     pub fn restore(&self, store: &Store, name: Option<&Name>, lifetime: Lifetime) -> Result<StartedSandbox, SaveError> {
+        self.restore_limited(store, name, lifetime, self.spec.time_limit())
+    }
+
+    /// Like [`SavedSandbox::restore`], with another time for the run than the saved sandbox had.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn restore_limited(
+        &self,
+        store: &Store,
+        name: Option<&Name>,
+        lifetime: Lifetime,
+        limit: TimeLimit,
+    ) -> Result<StartedSandbox, SaveError> {
         let spec = |id: &SandboxId| {
             let dir = store.layout().sandbox(id);
             let own = |(index, disk): (usize, &Disk)| match disk.read_only {
@@ -277,6 +318,8 @@ impl SavedSandbox {
             };
             SandboxSpec {
                 name: name.cloned(),
+                timeout: limit.timeout,
+                on_timeout: limit.end,
                 disks: self.spec.disks.iter().enumerate().map(own).collect(),
                 ..self.spec.clone()
             }
@@ -288,7 +331,7 @@ impl SavedSandbox {
                 state: &self.state,
                 memory: &self.memory,
             };
-            Ok(sandbox.start_from(lock, lifetime, sandbox.config().spec.time_limit(), Some(saved))?)
+            Ok(sandbox.start_from(lock, lifetime, limit, Some(saved))?)
         });
         if started.is_err() {
             // Its lock is free by now; what this cannot remove, the next sweep does.
@@ -367,6 +410,15 @@ impl Place {
 
     fn create(&self, name: &str) -> Result<File, FileError> {
         create_private(&self.partial.join(name))
+    }
+
+    /// Leaves nothing of a snapshot that failed.
+    fn finish_or_remove(&self, result: Result<(), SaveError>) -> Result<(), SaveError> {
+        if result.is_err() {
+            // The failed step is what the caller must hear of.
+            let _ = fs::remove_dir_all(&self.partial);
+        }
+        result
     }
 
     /// Has everything survive a power cut, then gives it its name.

@@ -134,18 +134,22 @@ impl Sandbox {
             saved: None,
         };
         let status = spawn::spawn(&assets::vmm_program()?, args, lock, saved, &self.dir().vmm_log())?;
-        status.set_nonblocking(true).map_err(StartError::Read)?;
-        let status = UnixStream::from_std(status).map_err(StartError::Read)?;
-        Ok(StartedSandbox {
-            sandbox: self.clone(),
-            status,
-            decoder: StatusDecoder::default(),
-            end: None,
-        })
+        StartedSandbox::heard_on(self.clone(), status)
     }
 }
 
 impl StartedSandbox {
+    /// The sandbox whose VMM process speaks at the other end of `status`.
+    pub(crate) fn heard_on(sandbox: Sandbox, status: std::os::unix::net::UnixStream) -> Result<Self, StartError> {
+        status.set_nonblocking(true).map_err(StartError::Read)?;
+        Ok(Self {
+            sandbox,
+            status: UnixStream::from_std(status).map_err(StartError::Read)?,
+            decoder: StatusDecoder::default(),
+            end: None,
+        })
+    }
+
     /// The sandbox.
     pub fn sandbox(&self) -> &Sandbox {
         &self.sandbox

@@ -1,6 +1,7 @@
 //! The state of a sandbox: derived from its lock and its records, never stored.
 
-use super::records::{ExitReason, ExitRecord, PauseRecord, ReadyRecord, RunRecord};
+use super::records::{ExitReason, ExitRecord, PauseRecord, ReadyRecord, RunRecord, WaitRecord};
+use crate::pools::PoolRef;
 use crate::store::files::{self, FileError};
 use crate::store::names::SandboxId;
 use crate::store::{Store, StoreError};
@@ -32,6 +33,13 @@ pub enum State {
         /// When it was ready.
         ready: ReadyRecord,
     },
+    /// It stands still and is nobody's, until it is taken from its pool.
+    Waiting {
+        /// The run.
+        run: RunRecord,
+        /// The pool.
+        pool: PoolRef,
+    },
     /// Its guest has ended, its VMM process is about to.
     Stopping {
         /// The run.
@@ -56,6 +64,7 @@ impl State {
             Self::Starting { .. } => "starting",
             Self::Running { .. } => "running",
             Self::Paused { .. } => "paused",
+            Self::Waiting { .. } => "waiting",
             Self::Stopping { .. } => "stopping",
             Self::Stopped(_) => "stopped",
             Self::Crashed { .. } => "crashed",
@@ -65,7 +74,10 @@ impl State {
     /// The run of a VMM process that lives.
     pub fn run(&self) -> Option<&RunRecord> {
         match self {
-            Self::Running { run, .. } | Self::Paused { run, .. } | Self::Stopping { run } => Some(run),
+            Self::Running { run, .. }
+            | Self::Paused { run, .. }
+            | Self::Waiting { run, .. }
+            | Self::Stopping { run } => Some(run),
             Self::Starting { run } => run.as_ref(),
             _ => None,
         }
@@ -75,7 +87,11 @@ impl State {
     pub fn is_alive(&self) -> bool {
         matches!(
             self,
-            Self::Starting { .. } | Self::Running { .. } | Self::Paused { .. } | Self::Stopping { .. }
+            Self::Starting { .. }
+                | Self::Running { .. }
+                | Self::Paused { .. }
+                | Self::Waiting { .. }
+                | Self::Stopping { .. }
         )
     }
 
@@ -104,6 +120,7 @@ struct Records {
     run: Option<RunRecord>,
     ready: Option<ReadyRecord>,
     paused: Option<PauseRecord>,
+    waiting: Option<WaitRecord>,
     exit: Option<ExitRecord>,
 }
 
@@ -137,6 +154,7 @@ fn read_records(store: &Store, id: &SandboxId) -> Result<Records, FileError> {
         run: files::read_json(&dir.run())?,
         ready: files::read_json(&dir.ready())?,
         paused: files::read_json(&dir.paused())?,
+        waiting: files::read_json(&dir.waiting())?,
         exit: files::read_json(&dir.exit())?,
     })
 }
@@ -152,10 +170,14 @@ fn derive(held: bool, records: Records) -> State {
     let ready = records.ready.filter(|ready| ready.run_id == run.run_id);
     let exit = records.exit.filter(|exit| exit.run_id == run.run_id);
     let is_paused = records.paused.is_some_and(|paused| paused.run_id == run.run_id);
+    let waiting = records.waiting.filter(|waiting| waiting.run_id == run.run_id);
     match (held, exit, ready) {
         (true, Some(_), _) => State::Stopping { run },
-        (true, None, Some(ready)) if is_paused => State::Paused { run, ready },
-        (true, None, Some(ready)) => State::Running { run, ready },
+        (true, None, Some(ready)) => match waiting {
+            Some(WaitRecord { pool, .. }) => State::Waiting { run, pool },
+            None if is_paused => State::Paused { run, ready },
+            None => State::Running { run, ready },
+        },
         (true, None, None) => State::Starting { run: Some(run) },
         (false, Some(exit), _) => ended(exit),
         (false, None, _) => State::Crashed {
@@ -246,7 +268,7 @@ mod tests {
                 run,
                 ready,
                 exit,
-                paused: None,
+                ..Records::default()
             };
             let state = derive(held, records.clone());
             assert_eq!(state.word(), word, "held: {held}, {records:?}");
@@ -264,6 +286,7 @@ mod tests {
                 paused_at: Timestamp::UNIX_EPOCH,
             }),
             exit,
+            waiting: None,
         };
         let paused = derive(true, records("a", None));
         assert!(paused.word() == "paused" && paused.is_alive() && paused.run().is_some());
@@ -276,6 +299,31 @@ mod tests {
             derive(false, records("a", exit("a", ExitReason::Killed))).word(),
             "stopped"
         );
+    }
+
+    #[test]
+    fn what_waits_in_a_pool_is_paused_for_nobody() {
+        let records = |of: &str, ready| Records {
+            run: run("a"),
+            ready,
+            paused: Some(PauseRecord {
+                run_id: "a".into(),
+                paused_at: Timestamp::UNIX_EPOCH,
+            }),
+            waiting: Some(WaitRecord {
+                run_id: of.into(),
+                pool: PoolRef {
+                    name: "pool".parse().unwrap(),
+                    id: "b".into(),
+                },
+            }),
+            exit: None,
+        };
+        let waiting = derive(true, records("a", ready("a")));
+        assert!(waiting.word() == "waiting" && waiting.is_alive() && waiting.run().is_some());
+        assert_eq!(derive(true, records("old", ready("a"))).word(), "paused");
+        assert_eq!(derive(true, records("a", None)).word(), "starting", "it is just taken");
+        assert_eq!(derive(false, records("a", ready("a"))).word(), "crashed");
     }
 
     #[test]

@@ -114,6 +114,14 @@ impl Sandbox {
         Ok(true)
     }
 
+    /// Asks its VMM process to end, without waiting for that. One that cannot be asked is left alone.
+    pub(crate) fn ask_to_end(&self) {
+        let run = self.state().ok().and_then(|state| state.run().cloned());
+        if let Some(Ok(Some(process))) = run.map(|run| run.process.open()) {
+            let _ = process.signal(Signal::TERM);
+        }
+    }
+
     /// Removes it even if it runs.
     ///
     /// # Errors

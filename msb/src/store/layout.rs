@@ -90,6 +90,15 @@ impl Layout {
         self.transients().join(id.as_str())
     }
 
+    pub(super) fn pools(&self) -> PathBuf {
+        self.home.join("pools")
+    }
+
+    /// The directory of a pool.
+    pub(crate) fn pool(&self, name: &Name) -> PoolDir {
+        PoolDir(self.pools().join(name.as_str()))
+    }
+
     /// The private half of the key that msb logs in with.
     pub fn client_key(&self) -> PathBuf {
         self.home.join("client_key")
@@ -163,6 +172,41 @@ fn own_variable(name: &'static str) -> Result<Option<PathBuf>, LayoutError> {
     }
 }
 
+/// The directory of a pool of forks.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct PoolDir(PathBuf);
+
+impl PoolDir {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    /// The directory itself.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// What was asked for.
+    pub fn record(&self) -> PathBuf {
+        self.0.join("pool.json")
+    }
+
+    /// The snapshot that its forks go on from.
+    pub fn saved(&self) -> PathBuf {
+        self.0.join("saved")
+    }
+
+    /// Locked by who fills it.
+    pub fn filling(&self) -> PathBuf {
+        self.0.join("filling")
+    }
+
+    /// What whoever fills it in the background has to say.
+    pub fn log(&self) -> PathBuf {
+        self.0.join("fill.log")
+    }
+}
+
 /// The directory of one sandbox.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct SandboxDir(PathBuf);
@@ -206,6 +250,11 @@ impl SandboxDir {
     /// That the latest run is paused.
     pub fn paused(&self) -> PathBuf {
         self.0.join("paused.json")
+    }
+
+    /// That the latest run waits in a pool.
+    pub fn waiting(&self) -> PathBuf {
+        self.0.join("waiting.json")
     }
 
     /// When the latest run will be ended.

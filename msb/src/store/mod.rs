@@ -7,6 +7,7 @@ pub mod files;
 pub mod layout;
 pub mod lock;
 pub mod names;
+mod pools;
 mod sweep;
 
 use std::fs::File;
@@ -44,6 +45,12 @@ pub enum StoreError {
     /// The sandbox runs.
     #[error("sandbox {0} is running; stop it with `msb stop {0}` or use `msb rm --force {0}`")]
     Running(SandboxId),
+    /// There is no pool of that name.
+    #[error("there is no pool '{0}'; `msb pool ls` lists those there are")]
+    UnknownPool(Name),
+    /// The name of a pool is taken.
+    #[error("there is a pool '{0}' already; choose another name or remove it with `msb pool rm {0}`")]
+    PoolExists(Name),
     /// The socket's path does not fit into its address.
     #[error(
         "the socket path {} has {length} bytes, and a Unix socket's at most {MAX_SOCKET_PATH}; \
@@ -200,10 +207,7 @@ impl Store {
         let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
         known_hosts::add(&self.layout.known_hosts(), &hosts, new.host_key.public_key())?;
         if let Some(name) = &new.config.spec.name {
-            let link = self.layout.name(name);
-            // Nobody has the name: what is there leads to a sandbox whose damaged configuration no longer told its name.
-            files::remove_optional(&link)?;
-            std::os::unix::fs::symlink(format!("../sandboxes/{id}"), &link).map_err(FileError::io("create", &link))?;
+            self.link_name(name, id)?;
         }
         let place = self.layout.sandbox(id);
         std::fs::rename(dir.path(), place.path()).map_err(FileError::io("create", place.path()))?;
@@ -323,6 +327,15 @@ impl Store {
             Ok(file)
         };
         Ok(StoreLock(open().map_err(FileError::io("lock", &path))?))
+    }
+
+    /// Gives a sandbox a name that nobody has.
+    fn link_name(&self, name: &Name, id: &SandboxId) -> Result<(), StoreError> {
+        let link = self.layout.name(name);
+        // What is there leads to a sandbox whose damaged configuration no longer told its name.
+        files::remove_optional(&link)?;
+        let target = format!("../sandboxes/{id}");
+        Ok(std::os::unix::fs::symlink(target, &link).map_err(FileError::io("create", &link))?)
     }
 
     fn exists(&self, id: &SandboxId) -> bool {

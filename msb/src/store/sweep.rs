@@ -21,6 +21,8 @@ enum Leftover {
     Sockets(SandboxId),
     /// Pinned keys that were not put in their place.
     Draft(PathBuf),
+    /// A pool that never was, or is no more.
+    Pool(PathBuf),
 }
 
 impl Store {
@@ -42,6 +44,7 @@ impl Store {
                 Leftover::Directory { id, name } => self.purge(guard, &id, &self.layout.sandboxes().join(name))?,
                 Leftover::Transient(id) if self.exists(&id) => self.remove_locked(guard, &id)?,
                 Leftover::Transient(id) => self.keep(&id)?,
+                Leftover::Pool(path) => self.bury_pool(guard, &path)?,
                 Leftover::Draft(path) => files::remove_optional(&path)?,
                 Leftover::Sockets(id) => self.remove_surroundings(&id)?,
             }
@@ -60,6 +63,7 @@ impl Store {
         let ids = |names: Vec<String>| names.into_iter().filter_map(|name| name.parse::<SandboxId>().ok());
         let transients = ids(list(&self.layout.transients())?);
         found.extend(transients.filter(|id| !self.is_held(id)).map(Leftover::Transient));
+        found.extend(self.dead_pools()?.into_iter().map(Leftover::Pool));
         // Only who has the store's lock writes one.
         let drafts = list(&self.layout.home)?;
         let drafts = drafts

@@ -6,12 +6,12 @@ use jiff::Timestamp;
 use super::*;
 use crate::SandboxSpec;
 
-struct Fixture {
-    _dir: tempfile::TempDir,
-    store: Store,
+pub(super) struct Fixture {
+    pub(super) _dir: tempfile::TempDir,
+    pub(super) store: Store,
 }
 
-fn fixture() -> Fixture {
+pub(super) fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let layout = Layout {
         home: dir.path().join("home"),
@@ -23,7 +23,7 @@ fn fixture() -> Fixture {
     }
 }
 
-fn config(name: Option<&str>) -> Config {
+pub(super) fn config(name: Option<&str>) -> Config {
     let name = name.map(|name| name.parse().unwrap());
     let spec = SandboxSpec {
         name,
@@ -36,7 +36,7 @@ fn config(name: Option<&str>) -> Config {
     }
 }
 
-fn insert(store: &Store, config: &Config, transient: bool) -> Result<Option<RunLock>, StoreError> {
+pub(super) fn insert(store: &Store, config: &Config, transient: bool) -> Result<Option<RunLock>, StoreError> {
     let host_key = KeyPair::generate_ed25519("").unwrap();
     store.insert(
         NewSandbox {
@@ -49,7 +49,7 @@ fn insert(store: &Store, config: &Config, transient: bool) -> Result<Option<RunL
 }
 
 /// Every file and link below `dir`, without the locks of the store, which stay for ever.
-fn files_below(dir: &Path) -> Vec<String> {
+pub(super) fn files_below(dir: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut pending = vec![dir.to_owned()];
     while let Some(dir) = pending.pop() {
@@ -65,7 +65,7 @@ fn files_below(dir: &Path) -> Vec<String> {
     found
 }
 
-fn known_hosts(store: &Store) -> String {
+pub(super) fn known_hosts(store: &Store) -> String {
     std::fs::read_to_string(store.layout().known_hosts()).unwrap_or_default()
 }
 

@@ -16,9 +16,13 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     recvmsg, sendmsg,
 };
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::sandbox::deadline::{Timeout, TimeoutEnd};
+use super::args::Lifetime;
+use crate::pools::PoolRef;
+use crate::sandbox::deadline::{TimeLimit, Timeout, TimeoutEnd};
+use crate::store::names::Name;
 
 /// Files that go with a command at most.
 const MAX_FILES: usize = 2;
@@ -26,8 +30,11 @@ const MAX_FILES: usize = 2;
 /// The longest answer, in bytes, with its newline.
 const MAX_ANSWER: usize = 16 * 1024;
 
+/// The longest description that follows a command, in bytes.
+const MAX_DESCRIPTION: usize = 4096;
+
 /// What is asked of a VM.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Command {
     /// Stand still until [`Command::Resume`].
     Pause,
@@ -42,6 +49,22 @@ pub enum Command {
         /// What ends it then, if that shall be another end than before.
         end: Option<TimeoutEnd>,
     },
+    /// Stand still, as one of this pool that anybody may take, and outlive the starter.
+    Wait(PoolRef),
+    /// Be this sandbox, for the starter whose end of a socket comes along.
+    Take(Box<Take>),
+}
+
+/// What a sandbox that waited in a pool is from now on.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Take {
+    /// Its name.
+    pub name: Option<Name>,
+    /// What becomes of it when its new starter ends.
+    pub lifetime: Lifetime,
+    /// How long it may run from now on.
+    pub limit: TimeLimit,
 }
 
 /// What became of a command.
@@ -66,6 +89,8 @@ const PAUSE: u8 = b'P';
 const RESUME: u8 = b'R';
 const SAVE: u8 = b'S';
 const SET_TIMEOUT: u8 = b'T';
+const WAIT: u8 = b'W';
+const TAKE: u8 = b'K';
 
 /// What follows [`SET_TIMEOUT`]: milliseconds, little endian, zero for never; and what ends it then.
 const TIMEOUT_LENGTH: usize = 9;
@@ -76,8 +101,8 @@ const ENDS: [(Option<TimeoutEnd>, u8); 3] = [
 ];
 
 impl Command {
-    fn to_bytes(self) -> Vec<u8> {
-        match self {
+    fn to_bytes(&self) -> Vec<u8> {
+        match *self {
             Self::Pause => vec![PAUSE],
             Self::Resume => vec![RESUME],
             Self::Save => vec![SAVE],
@@ -90,6 +115,8 @@ impl Command {
                     .1;
                 [&[SET_TIMEOUT][..], &millis.to_le_bytes(), &[end]].concat()
             }
+            Self::Wait(ref pool) => described(WAIT, pool),
+            Self::Take(ref take) => described(TAKE, take),
         }
     }
 
@@ -104,6 +131,8 @@ impl Command {
                 rest.read_exact(&mut fields)?;
                 Self::set_timeout(fields)
             }
+            WAIT => description(rest)?.map(Self::Wait),
+            TAKE => description(rest)?.map(|take| Self::Take(Box::new(take))),
             _ => None,
         })
     }
@@ -119,11 +148,31 @@ impl Command {
     }
 }
 
+/// A command and, behind its length as two bytes, little endian, a description as JSON.
+fn described(command: u8, description: &impl Serialize) -> Vec<u8> {
+    let json = serde_json::to_vec(description).expect("a description has no failing serializers");
+    let length = u16::try_from(json.len()).expect("names have at most 63 characters");
+    [&[command][..], &length.to_le_bytes(), &json].concat()
+}
+
+/// `None` for one that is none of this version's.
+fn description<T: DeserializeOwned>(mut source: impl Read) -> io::Result<Option<T>> {
+    let mut length = [0; 2];
+    source.read_exact(&mut length)?;
+    let length = usize::from(u16::from_le_bytes(length));
+    if length > MAX_DESCRIPTION {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut json = vec![0; length];
+    source.read_exact(&mut json)?;
+    Ok(serde_json::from_slice(&json).ok())
+}
+
 /// Sends a command with its files.
 ///
 /// # Errors
 /// When nobody is there to receive it.
-pub fn send(socket: &UnixStream, command: Command, files: &[BorrowedFd<'_>]) -> io::Result<()> {
+pub fn send(socket: &UnixStream, command: &Command, files: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !files.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(files)) {
@@ -208,9 +257,9 @@ mod tests {
     fn a_command_arrives_with_its_files_and_what_is_none_is_told() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (mut reader, writer) = io::pipe().unwrap();
-        send(&ours, Command::Save, &[writer.as_fd(), writer.as_fd()]).unwrap();
+        send(&ours, &Command::Save, &[writer.as_fd(), writer.as_fd()]).unwrap();
         drop(writer);
-        send(&ours, Command::Pause, &[]).unwrap();
+        send(&ours, &Command::Pause, &[]).unwrap();
         (&ours).write_all(b"x").unwrap();
         drop(ours);
 
@@ -232,13 +281,46 @@ mod tests {
             for (end, _) in ENDS {
                 let (ours, theirs) = UnixStream::pair().unwrap();
                 let command = Command::SetTimeout { timeout, end };
-                send(&ours, command, &[]).unwrap();
-                assert_eq!(receive(&theirs).unwrap().unwrap().command, Some(command));
+                send(&ours, &command, &[]).unwrap();
+                assert_eq!(receive(&theirs).unwrap().unwrap().command, Some(command.clone()));
                 (&ours).write_all(&command.to_bytes()[..5]).unwrap();
                 theirs.set_nonblocking(true).unwrap();
                 receive(&theirs).unwrap_err();
             }
         }
+    }
+
+    #[test]
+    fn what_a_sandbox_is_from_now_on_arrives_as_it_was_sent() {
+        let pool = PoolRef {
+            name: "fresh".parse().unwrap(),
+            id: "0123456789ab".into(),
+        };
+        let take = Take {
+            name: Some("a".repeat(63).parse().unwrap()),
+            lifetime: Lifetime::OfStarter,
+            limit: TimeLimit {
+                timeout: Timeout::try_from(u64::from(u32::MAX)).ok(),
+                end: TimeoutEnd::Kill,
+            },
+        };
+        for command in [Command::Wait(pool), Command::Take(Box::new(take))] {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            send(&ours, &command, &[theirs.as_fd()]).unwrap();
+            let request = receive(&theirs).unwrap().unwrap();
+            assert_eq!((request.command, request.files.len()), (Some(command.clone()), 1));
+            let bytes = command.to_bytes();
+            for end in 1..bytes.len() {
+                let (ours, theirs) = UnixStream::pair().unwrap();
+                (&ours).write_all(&bytes[..end]).unwrap();
+                drop(ours);
+                receive(&theirs).unwrap_err();
+            }
+        }
+        let too_long = [&[TAKE][..], &u16::MAX.to_le_bytes()].concat();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (&ours).write_all(&too_long).unwrap();
+        receive(&theirs).unwrap_err();
     }
 
     #[test]

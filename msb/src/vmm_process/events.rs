@@ -1,25 +1,28 @@
 //! What happens around a running VM: signals, the end of the starter, commands, the agent's notices.
 
-use std::io::{self, Read as _};
+use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use msb_protocol::notice::{Notice, SHUT_DOWN};
+use msb_protocol::notice::{Notice, RENEW, SHUT_DOWN};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::args::Lifetime;
 use super::console::ConsolePump;
-use super::control::Answer;
 use super::control::server::{ControlServer, Effect};
+use super::control::{Answer, Command, Take};
 use super::deadline::{Deadline, Due};
 use super::machine::{Heard, Machine};
 use super::notices::Notices;
 use super::outcome::Observed;
 use super::signals::Signals;
+use super::status::Starter;
+use crate::pools::PoolRef;
 use crate::report;
 use crate::sandbox::deadline::{Timeout, TimeoutEnd};
+use crate::store::StoreError;
 use crate::store::files::FileError;
 
 /// How long a VM may take to end that was asked to: its threads only have to return. One that was stopped by a signal
@@ -34,10 +37,10 @@ const MAX_LEFT: usize = 1024;
 pub(super) struct Watcher<'a> {
     /// Ask for the end of this process.
     pub(super) signals: Signals,
-    /// Ends with the starter; carries nothing.
-    pub(super) starter: UnixStream,
-    /// What the starter's end means.
-    pub(super) lifetime: Lifetime,
+    /// Whom it runs for: another one once it was taken from a pool.
+    pub(super) starter: &'a mut Starter,
+    /// Whether it waits in a pool, for nobody yet.
+    pub(super) waits: bool,
     /// What the agent says.
     pub(super) notices: Notices,
     /// What the guest writes to its console.
@@ -57,7 +60,19 @@ pub(super) struct Watcher<'a> {
 /// What the watcher tells of the guest.
 pub(super) trait Told: std::fmt::Debug {
     /// The agent's first word: its version, guest uptime at PID 1 and at readiness in microseconds.
-    fn ready(&self, agent: &str, init_us: u64, ready_us: u64);
+    fn ready(&self, starter: &Starter, agent: &str, init_us: u64, ready_us: u64);
+
+    /// The sandbox waits in this pool from now on.
+    ///
+    /// # Errors
+    /// When there is no such pool any more, or that cannot be written down.
+    fn waits(&self, pool: &PoolRef) -> Result<(), StoreError>;
+
+    /// The sandbox waits no more, and is this one from now on.
+    ///
+    /// # Errors
+    /// When its name is taken, or that cannot be written down; then it still waits.
+    fn taken(&self, take: &Take) -> Result<(), StoreError>;
 
     /// The guest stands still, or goes on.
     fn paused(&self, paused: bool);
@@ -98,7 +113,7 @@ impl Watcher<'_> {
                 self.signals.clear();
                 self.stop(&mut observed, "killed");
             }
-            if ready.starter && self.starter_ended() {
+            if ready.starter && self.starter.has_ended() {
                 self.stop(&mut observed, "the process it belonged to ended");
             }
             if ready.deadline {
@@ -112,9 +127,9 @@ impl Watcher<'_> {
             }
             if ready.control {
                 let effect = self.control.on_input();
-                self.follow(effect);
+                self.follow(effect, &mut observed);
             }
-            let ended = ready.machine && self.hear_machine();
+            let ended = ready.machine && self.hear_machine(&mut observed);
             // What the guest said last has arrived by the time its VM is gone: the notices come after that question.
             if ended {
                 for _ in 0..MAX_LEFT {
@@ -132,7 +147,8 @@ impl Watcher<'_> {
 
     fn poll(&self, observed: &Observed, kill_at: Option<Instant>) -> Result<Ready, Errno> {
         // A descriptor at its end stays readable: it is not polled once that is known.
-        let starter = self.lifetime.is_bound(observed.ready) && observed.stopped_because.is_none();
+        let bound = self.starter.lifetime().is_bound(observed.ready) && !self.waits;
+        let starter = bound && observed.stopped_because.is_none();
         let starter = starter.then(|| self.starter.as_fd());
         let watched = [
             Some(self.signals.as_fd()),
@@ -164,13 +180,13 @@ impl Watcher<'_> {
     }
 
     /// True when the VM has ended.
-    fn hear_machine(&mut self) -> bool {
+    fn hear_machine(&mut self, observed: &mut Observed) -> bool {
         loop {
             match self.machine.hear() {
                 Heard::End => return true,
                 Heard::Answer(answer) => {
                     let effect = self.control.answered(&answer);
-                    self.follow(effect);
+                    self.follow(effect, observed);
                     self.control.answer(&answer);
                 }
             }
@@ -180,10 +196,10 @@ impl Watcher<'_> {
         }
     }
 
-    fn follow(&mut self, effect: Effect) {
+    fn follow(&mut self, effect: Effect, observed: &mut Observed) {
         match effect {
             Effect::None => {}
-            Effect::Forward(request, command) => self.machine.tell(command, &request.files),
+            Effect::Forward(request, command) => self.machine.tell(&command, &request.files),
             Effect::Paused(paused) => self.told.paused(paused),
             Effect::SetTimeout(timeout, end) => {
                 let answer = match self.set_timeout(timeout, end) {
@@ -192,7 +208,54 @@ impl Watcher<'_> {
                 };
                 self.control.answer(&answer);
             }
+            Effect::Wait(pool) => {
+                let waits = self.wait_in(&pool, observed);
+                self.forward_or_refuse(waits, Command::Pause, observed);
+            }
+            Effect::Take(take, starter) => {
+                let taken = self.be_taken(&take, starter, observed);
+                let was_taken = taken.is_ok();
+                self.forward_or_refuse(taken, Command::Resume, observed);
+                if was_taken {
+                    self.send_identity(RENEW);
+                }
+            }
         }
+    }
+
+    fn forward_or_refuse(&mut self, allowed: Result<(), String>, command: Command, observed: &mut Observed) {
+        match allowed {
+            Ok(()) => {
+                let effect = self.control.forward(command, Vec::new());
+                self.follow(effect, observed);
+            }
+            Err(message) => self.control.answer(&Answer::Refused(message)),
+        }
+    }
+
+    fn wait_in(&mut self, pool: &PoolRef, observed: &Observed) -> Result<(), String> {
+        if self.waits || !observed.ready || self.starter.lifetime() != Lifetime::OfStarter {
+            return Err("only a sandbox that belongs to its starter alone can wait in a pool".into());
+        }
+        self.told.waits(pool).map_err(|error| report::one_line(&error))?;
+        self.waits = true;
+        Ok(())
+    }
+
+    /// Makes the sandbox another one; its guest is told when it goes on, and is not ready before it knows.
+    fn be_taken(&mut self, take: &Take, starter: UnixStream, observed: &mut Observed) -> Result<(), String> {
+        if !self.waits || observed.stopped_because.is_some() {
+            return Err("it waits in no pool any more".into());
+        }
+        self.set_timeout(take.limit.timeout, Some(take.limit.end))?;
+        if let Err(error) = self.told.taken(take) {
+            self.set_timeout(None, None)?;
+            return Err(report::one_line(&error));
+        }
+        self.waits = false;
+        observed.ready = false;
+        *self.starter = Starter::new(starter, take.lifetime);
+        Ok(())
     }
 
     fn set_timeout(&mut self, timeout: Option<Timeout>, end: Option<TimeoutEnd>) -> Result<(), String> {
@@ -221,25 +284,21 @@ impl Watcher<'_> {
                     self.stop(observed, "killed, because the guest could not be asked to shut down");
                 }
                 let effect = self.control.wake();
-                self.follow(effect);
+                self.follow(effect, observed);
             }
         }
     }
 
     fn tell_identity(&mut self) {
-        if !std::mem::take(&mut self.owes_identity) {
-            return;
-        }
-        let told = self.told.identity().and_then(|message| self.notices.send(&message));
-        if let Err(error) = told {
-            tracing::error!(%error, "cannot tell the guest who it is");
+        if std::mem::take(&mut self.owes_identity) {
+            self.send_identity(&[]);
         }
     }
 
-    fn starter_ended(&self) -> bool {
-        match (&self.starter).read(&mut [0; 64]) {
-            Ok(read) => read == 0,
-            Err(error) => !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
+    fn send_identity(&mut self, before: &[u8]) {
+        let message = self.told.identity().map(|message| [before, &message].concat());
+        if let Err(error) = message.and_then(|message| self.notices.send(&message)) {
+            tracing::error!(%error, "cannot tell the guest who it is");
         }
     }
 
@@ -269,7 +328,7 @@ impl Watcher<'_> {
                 ready_us,
             } if !observed.ready => {
                 observed.ready = true;
-                self.told.ready(&agent, init_us, ready_us);
+                self.told.ready(self.starter, &agent, init_us, ready_us);
             }
             Notice::Ready { .. } => {}
             Notice::Restored => self.tell_identity(),
@@ -295,11 +354,10 @@ impl Watcher<'_> {
 pub(super) fn await_start(
     machine: &Machine,
     signals: &Signals,
-    starter: &UnixStream,
-    lifetime: Lifetime,
+    starter: &Starter,
 ) -> Result<Option<&'static str>, Errno> {
-    // Nothing is written there: what is readable is its end.
-    let starter = lifetime.is_bound(false).then(|| starter.as_fd());
+    // What is readable there is its end.
+    let starter = starter.lifetime().is_bound(false).then(|| starter.as_fd());
     let watched = [Some(machine.fd()), Some(signals.as_fd()), starter];
     loop {
         let mut fds: Vec<PollFd<'_>> = watched.iter().flatten().map(input_of).collect();

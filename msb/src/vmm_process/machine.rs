@@ -131,7 +131,7 @@ impl Machine {
     }
 
     /// Gives the machine a command.
-    pub(super) fn tell(&self, command: Command, files: &[OwnedFd]) {
+    pub(super) fn tell(&self, command: &Command, files: &[OwnedFd]) {
         let files: Vec<_> = files.iter().map(OwnedFd::as_fd).collect();
         // A machine that is gone says so by its end.
         let _ = control::send(&self.reports.socket, command, &files);
@@ -348,7 +348,9 @@ fn carry_out(Request { command, files }: Request, vm: &RunningVm) -> Result<(), 
             let written = File::from(state).write_all(&snapshot.to_bytes());
             written.map_err(|error| format!("cannot write the guest's state: {error}"))
         }
-        Some(Command::SetTimeout { .. }) | None => Err("there is no such command".into()),
+        Some(Command::SetTimeout { .. } | Command::Wait(_) | Command::Take(_)) | None => {
+            Err("there is no such command".into())
+        }
     }
 }
 

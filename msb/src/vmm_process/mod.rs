@@ -28,6 +28,7 @@ use msb_vmm::Console;
 
 use args::{Lifetime, VmmArgs};
 use console::ConsolePump;
+use control::Take;
 use control::server::ControlServer;
 use deadline::Deadline;
 use events::{Told, Watcher};
@@ -35,15 +36,16 @@ use machine::{Machine, Plan};
 use notices::Notices;
 use outcome::{Observed, VmEnd};
 use signals::Signals;
-use status::{StatusEvent, StatusWriter};
+use status::{Starter, StatusEvent};
 use surroundings::{Surroundings, SurroundingsError};
 
 use crate::identity::Identity;
+use crate::pools::PoolRef;
 use crate::report;
 use crate::sandbox::Sandbox;
 use crate::sandbox::deadline::{Timeout, TimeoutEnd, boot_time};
 use crate::sandbox::records::{
-    DeadlineRecord, ExitRecord, PauseRecord, ProcessIdentity, ReadyRecord, RunRecord, VmProcess,
+    DeadlineRecord, ExitRecord, PauseRecord, ProcessIdentity, ReadyRecord, RunRecord, VmProcess, WaitRecord,
 };
 use crate::store::files::{self, FileError};
 use crate::store::layout::SandboxDir;
@@ -93,7 +95,7 @@ pub fn run(json: &str) -> Result<(), serde_json::Error> {
     rustix::thread::set_name(c"msb-vmm").unwrap_or_default();
     raise_descriptor_limit();
     let lock = RunLock::inherited(inherit(args.lock_fd));
-    let status = UnixStream::from(inherit(args.status_fd));
+    let mut starter = Starter::new(UnixStream::from(inherit(args.status_fd)), args.lifetime);
     let run = Run {
         store: Store::new(args.layout()),
         lock,
@@ -101,11 +103,11 @@ pub fn run(json: &str) -> Result<(), serde_json::Error> {
         started_at: Timestamp::now(),
         args,
     };
-    let (end, observed) = match run.run_vm(status.try_clone(), &mut timings) {
+    let (end, observed) = match run.run_vm(&mut starter, &mut timings) {
         Ok(ended) => ended,
         Err(error) => (VmEnd::Failed(report::one_line(&error)), Observed::default()),
     };
-    run.finish(end, &observed, status);
+    run.finish(end, &observed, &starter);
     Ok(())
 }
 
@@ -139,11 +141,8 @@ impl Run {
         self.store.layout().sandbox(self.id())
     }
 
-    fn run_vm(&self, status: io::Result<UnixStream>, timings: &mut Timings) -> Result<(VmEnd, Observed), SetUpError> {
+    fn run_vm(&self, starter: &mut Starter, timings: &mut Timings) -> Result<(VmEnd, Observed), SetUpError> {
         let signals = Signals::block().map_err(SetUpError::system("receive signals"))?;
-        let starter = status.map_err(SetUpError::system("watch the starter"))?;
-        let status = starter.try_clone().map_err(SetUpError::system("watch the starter"))?;
-        let status = StatusWriter::new(status).map_err(SetUpError::system("talk to the starter"))?;
         self.write_run_record(None)?;
         let deadline = self.limit_time()?;
         self.store.create_socket_dir(self.id(), &self.lock)?;
@@ -163,7 +162,7 @@ impl Run {
         } = plan;
         // The console ends with the machine, which has the other copy of its end.
         drop((config, saved));
-        let killed = events::await_start(&machine, &signals, &starter, self.args.lifetime)
+        let killed = events::await_start(&machine, &signals, starter)
             .map_err(|errno| SetUpError::system("wait for the VM")(errno.into()))?;
         let started = match machine.started() {
             Ok(started) if killed.is_none() => started,
@@ -180,7 +179,7 @@ impl Run {
         let watcher = Watcher {
             signals,
             starter,
-            lifetime: self.args.lifetime,
+            waits: false,
             notices,
             console: &mut console,
             machine: &mut machine,
@@ -188,9 +187,7 @@ impl Run {
             deadline,
             told: &Announcer {
                 run: self,
-                sandbox: &sandbox,
                 timings: timings.clone(),
-                status: &status,
             },
             owes_identity: is_restored,
         };
@@ -324,7 +321,7 @@ impl Run {
         Ok(identity.to_archive())
     }
 
-    fn announce_ready(&self, agent: &str, timings: Timings, status: &StatusWriter) {
+    fn announce_ready(&self, starter: &Starter, agent: &str, timings: Timings) {
         let record = ReadyRecord {
             run_id: self.run_id.clone(),
             ready_at: Timestamp::now(),
@@ -332,13 +329,13 @@ impl Run {
             timings,
         };
         let recorded = files::replace_json(&self.dir().ready(), &record).map_err(StoreError::from);
-        let becomes_its_own = self.args.lifetime == Lifetime::DetachedWhenReady;
+        let becomes_its_own = starter.lifetime() == Lifetime::DetachedWhenReady;
         let kept = if becomes_its_own {
             self.store.keep(self.id())
         } else {
             Ok(())
         };
-        status.send(&StatusEvent::Ready(record));
+        starter.tell(&StatusEvent::Ready(record));
         // The starter need not wait for the disk.
         let durable = if becomes_its_own {
             self.store.make_durable(self.id())
@@ -349,7 +346,7 @@ impl Run {
     }
 
     /// Records the end and cleans up. The lock ends last, with this process.
-    fn finish(&self, end: VmEnd, observed: &Observed, status: UnixStream) {
+    fn finish(&self, end: VmEnd, observed: &Observed, starter: &Starter) {
         let console = outcome::last_words(&self.dir().console_log());
         let (reason, message) = outcome::classify(end, observed, console.as_deref());
         let record = ExitRecord {
@@ -359,13 +356,11 @@ impl Run {
             message,
         };
         let recorded = files::replace_json(&self.dir().exit(), &record).map_err(StoreError::from);
-        let cleaned = match self.args.lifetime.is_bound(observed.ready) {
+        let cleaned = match starter.lifetime().is_bound(observed.ready) {
             true => self.store.remove_held(self.id(), &self.lock),
             false => self.store.remove_surroundings(self.id()),
         };
-        if let Ok(status) = StatusWriter::new(status) {
-            status.send(&StatusEvent::Ended(record));
-        }
+        starter.tell(&StatusEvent::Ended(record));
         log_errors([recorded, cleaned]);
     }
 }
@@ -374,20 +369,30 @@ impl Run {
 #[derive(Debug)]
 struct Announcer<'a> {
     run: &'a Run,
-    sandbox: &'a Sandbox,
     timings: Timings,
-    status: &'a StatusWriter,
 }
 
 impl Told for Announcer<'_> {
-    fn ready(&self, agent: &str, init_us: u64, ready_us: u64) {
+    fn ready(&self, starter: &Starter, agent: &str, init_us: u64, ready_us: u64) {
         let timings = Timings {
             ready_us: Some(now_us()),
             guest_init_us: Some(init_us),
             guest_ready_us: Some(ready_us),
             ..self.timings.clone()
         };
-        self.run.announce_ready(agent, timings, self.status);
+        self.run.announce_ready(starter, agent, timings);
+    }
+
+    fn waits(&self, pool: &PoolRef) -> Result<(), StoreError> {
+        let record = WaitRecord {
+            run_id: self.run.run_id.clone(),
+            pool: pool.clone(),
+        };
+        self.run.store.wait_in_pool(self.run.id(), &record)
+    }
+
+    fn taken(&self, take: &Take) -> Result<(), StoreError> {
+        self.run.store.take(self.run.id(), take)
     }
 
     fn paused(&self, paused: bool) {
@@ -410,6 +415,8 @@ impl Told for Announcer<'_> {
     }
 
     fn identity(&self) -> io::Result<Vec<u8>> {
+        // One that was taken from a pool is called otherwise since.
+        let sandbox = Sandbox::open(&self.run.store, self.run.id()).map_err(io::Error::other)?;
         let (host_key, authorized_keys) = self.run.keys().map_err(io::Error::other)?;
         let mut random = [0; ENTROPY + 16];
         // Up to 256 bytes come whole or not at all (getrandom(2)).
@@ -421,7 +428,7 @@ impl Told for Announcer<'_> {
             host_key: String::from_utf8(host_key).map_err(io::Error::other)?,
             // Comments are in any encoding.
             authorized_keys: String::from_utf8_lossy(&authorized_keys).into_owned(),
-            config: Run::guest_config(self.sandbox),
+            config: Run::guest_config(&sandbox),
         }
         .to_message()
     }

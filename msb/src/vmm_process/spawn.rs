@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 
 use super::args::{self, SavedFds, VmmArgs};
 use crate::store::files::{self, FileError};
+use crate::store::layout::Layout;
 use crate::store::lock::RunLock;
 
 /// Why there is no VMM process.
@@ -22,7 +23,7 @@ pub enum SpawnError {
     #[error("cannot make a socket for the VMM process")]
     Socket(#[source] io::Error),
     /// It cannot be executed.
-    #[error("cannot execute {} as the VMM process", program.display())]
+    #[error("cannot execute {} in the background", program.display())]
     Execute {
         /// What was to be executed.
         program: PathBuf,
@@ -76,17 +77,42 @@ pub fn spawn(
         .stdin(Stdio::null())
         .stdout(log)
         .stderr(error_log);
+    execute_detached(&mut command, program, inherited)?;
+    // The VMM process has its own by now.
+    drop((lock, theirs));
+    Ok(ours)
+}
+
+/// Executes `program` as msb with `arguments`, as a process that lives on when its starter ends, with a store at `layout`.
+///
+/// # Errors
+/// When there is no such process then.
+pub fn spawn_detached(program: &Path, arguments: &[&str], layout: &Layout, log: &Path) -> Result<(), SpawnError> {
+    let log = files::create_log(log)?;
+    let error_log = log.try_clone().map_err(SpawnError::Socket)?;
+    let mut command = Command::new(program);
+    command
+        .arg0("msb")
+        .args(arguments)
+        .env("MSB_HOME", &layout.home)
+        .env("MSB_RUNTIME_DIR", &layout.runtime)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(log)
+        .stderr(error_log);
+    execute_detached(&mut command, program, Vec::new())
+}
+
+fn execute_detached(command: &mut Command, program: &Path, inherited: Vec<RawFd>) -> Result<(), SpawnError> {
     // SAFETY: `detach` calls only functions that are safe between fork and exec; see there.
     unsafe { command.pre_exec(move || detach(&inherited)) };
     let execute = |source| SpawnError::Execute {
         program: program.to_owned(),
         source,
     };
-    // What this waits for is the process that forked the VMM process and ended.
+    // What this waits for is the process that forked the detached one and ended.
     command.spawn().map_err(execute)?.wait().map_err(execute)?;
-    // The VMM process has its own by now.
-    drop((lock, theirs));
-    Ok(ours)
+    Ok(())
 }
 
 /// Between fork and exec: continues in a child with a session of its own that nobody has to wait for, and lets the

@@ -1,10 +1,13 @@
 //! What a VMM process tells its starter: JSON lines on a socket. The other direction carries nothing but its end.
 
-use std::io::{self, Write as _};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags};
 use serde::{Deserialize, Serialize};
 
+use super::args::Lifetime;
 use crate::sandbox::records::{ExitRecord, ReadyRecord};
 
 /// The longest line either side writes or accepts, in bytes, with its newline.
@@ -31,27 +34,46 @@ pub enum StatusError {
     Malformed(#[source] serde_json::Error),
 }
 
-/// The VMM process's end.
+/// Whom a sandbox runs for, as its VMM process sees it.
 #[derive(Debug)]
-pub struct StatusWriter(UnixStream);
+pub struct Starter {
+    socket: UnixStream,
+    lifetime: Lifetime,
+}
 
-impl StatusWriter {
-    /// Writes to `socket`, and never waits for its reader.
-    ///
-    /// # Errors
-    /// When `socket` is none.
-    pub fn new(socket: UnixStream) -> io::Result<Self> {
-        socket.set_nonblocking(true)?;
-        Ok(Self(socket))
+impl Starter {
+    /// The one at the other end of `socket`. It is never waited for.
+    pub fn new(socket: UnixStream, lifetime: Lifetime) -> Self {
+        Self { socket, lifetime }
     }
 
-    /// Tells the starter, if it is still there: whether it listens is its own affair.
-    pub fn send(&self, event: &StatusEvent) {
+    /// What becomes of the sandbox when it ends.
+    pub fn lifetime(&self) -> Lifetime {
+        self.lifetime
+    }
+
+    /// Tells it, if it is still there: whether it listens is its own affair.
+    pub fn tell(&self, event: &StatusEvent) {
         let mut line = serde_json::to_vec(event).expect("records have string keys and no failing serializers");
         line.push(b'\n');
         if line.len() <= MAX_LINE {
-            let _ = (&self.0).write_all(&line);
+            let _ = rustix::net::send(&self.socket, &line, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
         }
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        match rustix::net::recv(&self.socket, &mut [0; 64], RecvFlags::DONTWAIT) {
+            Ok((read, _)) => read == 0,
+            Err(errno) => !matches!(errno, Errno::AGAIN | Errno::INTR),
+        }
+    }
+}
+
+/// Readable at its end: nothing is written there.
+impl AsFd for Starter {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 
@@ -102,10 +124,10 @@ mod tests {
     #[test]
     fn events_survive_any_division_of_their_lines() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let writer = StatusWriter::new(ours).unwrap();
+        let starter = Starter::new(ours, Lifetime::Detached);
         let events = [ended("first"), ended("two\nlines"), ended("last")];
-        events.iter().for_each(|event| writer.send(event));
-        drop(writer);
+        events.iter().for_each(|event| starter.tell(event));
+        drop(starter);
         let mut bytes = Vec::new();
         theirs.read_to_end(&mut bytes).unwrap();
         for size in [1, 7, bytes.len()] {
@@ -131,11 +153,13 @@ mod tests {
     #[test]
     fn a_starter_that_is_gone_or_does_not_read_never_stops_the_writer() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let writer = StatusWriter::new(ours).unwrap();
+        let starter = Starter::new(ours, Lifetime::Detached);
         for _ in 0..100 {
-            writer.send(&ended(&"x".repeat(MAX_LINE / 2)));
+            starter.tell(&ended(&"x".repeat(MAX_LINE / 2)));
         }
+        assert!(!starter.has_ended());
         drop(theirs);
-        writer.send(&ended("nobody hears this"));
+        assert!(starter.has_ended());
+        starter.tell(&ended("nobody hears this"));
     }
 }

@@ -11,6 +11,7 @@ use tokio::task::JoinError;
 
 use crate::store::StoreError;
 use crate::store::files::FileError;
+use crate::store::names::Name;
 
 /// Why there is no SSH connection.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +31,12 @@ pub enum SshError {
     Paused {
         /// What to call it.
         label: String,
+    },
+    /// It is nobody's.
+    #[error("it waits in the pool {pool}, for who takes it with `msb create --pool {pool}`")]
+    Waiting {
+        /// The pool.
+        pool: Name,
     },
     /// It is not ready yet.
     #[error("its guest did not get ready within {} s; see `msb logs {label}`", timeout.as_secs_f32())]

@@ -141,6 +141,7 @@ impl Sandbox {
         match state {
             State::Running { run, .. } => Ok(run),
             State::Paused { .. } => Err(SshError::Paused { label }),
+            State::Waiting { pool, .. } => Err(SshError::Waiting { pool: pool.name }),
             State::Starting { .. } => Err(SshError::NotReady { label, timeout }),
             state => {
                 let message = state.message().map(str::to_owned);

@@ -1,13 +1,14 @@
 //! The keeper's end of the control socket: one client at a time, whose commands the machine carries out.
 
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use rustix::process::Pid;
 
-use super::{Answer, Command, Request, receive};
+use super::{Answer, Command, Request, Take, receive};
+use crate::pools::PoolRef;
 use crate::sandbox::deadline::{Timeout, TimeoutEnd};
 
 /// The control socket, and who uses it. Further clients wait in its backlog.
@@ -25,7 +26,7 @@ pub(in crate::vmm_process) struct ControlServer {
     held: bool,
 }
 
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 enum Pending {
     /// The client waits for what becomes of its command.
     OfClient(Command),
@@ -47,6 +48,11 @@ pub(in crate::vmm_process) enum Effect {
     Paused(bool),
     /// The run is to be given another time, and what became of that to [`ControlServer::answer`].
     SetTimeout(Option<Timeout>, Option<TimeoutEnd>),
+    /// The sandbox is to wait in a pool: [`ControlServer::forward`] has it stand still, or [`ControlServer::answer`] tells
+    /// why not.
+    Wait(PoolRef),
+    /// The sandbox is to be another one, for the starter at the other end of this: likewise, and it goes on.
+    Take(Box<Take>, UnixStream),
 }
 
 impl ControlServer {
@@ -106,14 +112,37 @@ impl ControlServer {
                 command: Some(Command::SetTimeout { timeout, end }),
                 ..
             })) => Effect::SetTimeout(timeout, end),
-            Ok(Some(request)) => {
-                let command = request.command.unwrap_or(Command::Resume);
-                self.pending = Some(Pending::OfClient(command));
-                Effect::Forward(request, command)
-            }
+            Ok(Some(Request {
+                command: Some(Command::Wait(pool)),
+                ..
+            })) => Effect::Wait(pool),
+            Ok(Some(Request {
+                command: Some(Command::Take(take)),
+                files,
+            })) => match <[OwnedFd; 1]>::try_from(files) {
+                Ok([starter]) => Effect::Take(take, starter.into()),
+                Err(_) => {
+                    self.answer(&Answer::Refused("a sandbox is taken for one starter".into()));
+                    Effect::None
+                }
+            },
+            Ok(Some(Request {
+                command: Some(command),
+                files,
+            })) => self.forward(command, files),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Effect::None,
             Ok(None) | Err(_) => self.client_left(),
         }
+    }
+
+    /// Has the machine carry out a command of the client.
+    pub(in crate::vmm_process) fn forward(&mut self, command: Command, files: Vec<OwnedFd>) -> Effect {
+        self.pending = Some(Pending::OfClient(command.clone()));
+        let request = Request {
+            command: Some(command.clone()),
+            files,
+        };
+        Effect::Forward(request, command)
     }
 
     /// The machine has carried out what it was given.
@@ -191,6 +220,8 @@ mod tests {
 
     use super::super::send;
     use super::*;
+    use crate::sandbox::deadline::TimeLimit;
+    use crate::vmm_process::args::Lifetime;
 
     fn server() -> (tempfile::TempDir, ControlServer, UnixStream) {
         let directory = tempfile::tempdir().unwrap();
@@ -208,7 +239,7 @@ mod tests {
     #[test]
     fn a_vm_that_was_saved_goes_on_when_its_client_leaves() {
         let (_directory, mut server, client) = server();
-        send(&client, Command::Save, &files(&client)).unwrap();
+        send(&client, &Command::Save, &files(&client)).unwrap();
         assert!(matches!(server.on_input(), Effect::Forward(_, Command::Save)));
         assert!(server.fd().is_none(), "the machine is at work");
         assert!(matches!(server.answered(&Answer::Done), Effect::None));
@@ -222,7 +253,7 @@ mod tests {
     fn a_vm_that_was_paused_stays_so_after_it_was_saved() {
         let (_directory, mut server, client) = server();
         for (command, sent) in [(Command::Pause, &[][..]), (Command::Save, &files(&client))] {
-            send(&client, command, sent).unwrap();
+            send(&client, &command, sent).unwrap();
             assert!(matches!(server.on_input(), Effect::Forward(..)));
             let effect = server.answered(&Answer::Done);
             assert_eq!(matches!(effect, Effect::Paused(true)), command == Command::Pause);
@@ -235,7 +266,7 @@ mod tests {
     fn a_vm_that_is_to_shut_down_is_woken_once() {
         let (_directory, mut server, client) = server();
         assert!(matches!(server.wake(), Effect::None), "it runs");
-        send(&client, Command::Pause, &[]).unwrap();
+        send(&client, &Command::Pause, &[]).unwrap();
         assert!(matches!(server.on_input(), Effect::Forward(..)));
         assert!(matches!(server.wake(), Effect::None), "the machine is at work");
         server.answered(&Answer::Done);
@@ -248,10 +279,52 @@ mod tests {
     fn a_time_is_set_without_the_machine() {
         let (_directory, mut server, client) = server();
         let (timeout, end) = (Timeout::try_from(1000).ok(), None);
-        send(&client, Command::SetTimeout { timeout, end }, &[]).unwrap();
+        send(&client, &Command::SetTimeout { timeout, end }, &[]).unwrap();
         assert!(matches!(server.on_input(), Effect::SetTimeout(Some(_), None)));
         server.answer(&Answer::Done);
         assert_eq!(Answer::read(&client).unwrap(), Answer::Done);
+    }
+
+    #[test]
+    fn a_sandbox_stands_still_to_wait_and_goes_on_when_it_is_taken() {
+        let (_directory, mut server, client) = server();
+        let pool = PoolRef {
+            name: "pool".parse().unwrap(),
+            id: "a".into(),
+        };
+        send(&client, &Command::Wait(pool), &[]).unwrap();
+        assert!(matches!(server.on_input(), Effect::Wait(_)));
+        assert!(matches!(
+            server.forward(Command::Pause, Vec::new()),
+            Effect::Forward(_, Command::Pause)
+        ));
+        assert!(matches!(server.answered(&Answer::Done), Effect::Paused(true)));
+
+        let take = Take {
+            name: None,
+            lifetime: Lifetime::OfStarter,
+            limit: TimeLimit::default(),
+        };
+        let take = Command::Take(Box::new(take));
+        for (files, is_taken) in [(&files(&client)[..], false), (&[], false), (&[client.as_fd()], true)] {
+            send(&client, &take, files).unwrap();
+            assert_eq!(
+                matches!(server.on_input(), Effect::Take(..)),
+                is_taken,
+                "{}",
+                files.len()
+            );
+        }
+        assert!(matches!(
+            server.forward(Command::Resume, Vec::new()),
+            Effect::Forward(_, Command::Resume)
+        ));
+        assert!(matches!(server.answered(&Answer::Done), Effect::Paused(false)));
+        drop(client);
+        assert!(
+            matches!(server.on_input(), Effect::None),
+            "it goes on without its taker's connection"
+        );
     }
 
     #[test]
@@ -269,7 +342,7 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_refused_and_the_next_client_served() {
         let (directory, mut server, client) = server();
-        send(&client, Command::Save, &[]).unwrap();
+        send(&client, &Command::Save, &[]).unwrap();
         assert!(matches!(server.on_input(), Effect::None));
         assert!(matches!(Answer::read(&client).unwrap(), Answer::Refused(_)));
         rustix::io::writev(&client, &[IoSlice::new(b"?")]).unwrap();
@@ -279,7 +352,7 @@ mod tests {
         assert!(matches!(server.on_input(), Effect::None));
         let next = UnixStream::connect(directory.path().join("c.sock")).unwrap();
         server.on_input();
-        send(&next, Command::Resume, &[]).unwrap();
+        send(&next, &Command::Resume, &[]).unwrap();
         assert!(matches!(server.on_input(), Effect::Forward(_, Command::Resume)));
     }
 }

@@ -3,16 +3,20 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use msb_tests::{Msb, VmMemory};
 use rustix::process::Pid;
+use serde_json::Value;
 
 use crate::boot::to_first_output;
 use crate::figure::Figure;
 
 /// Of the forks that are made side by side, how many count as the first and as the last.
 const ENDS: usize = 10;
+
+/// So long whoever takes a fork from a pool is left alone by the process that makes another.
+const HEAD_START: Duration = Duration::from_secs(1);
 
 /// Measures with `forks` sandboxes side by side.
 pub(crate) fn measure(samples: usize, forks: usize) -> Vec<Figure> {
@@ -28,6 +32,9 @@ fn against_cold_runs(msb: &Msb, samples: usize) -> Vec<Figure> {
     let mut fork = Figure::new("msb fork, then msb exec: start to first output, fork", "ms");
     let mut save = Figure::new("msb snapshot", "ms");
     let mut restore = Figure::new("msb restore, then msb exec: start to first output, restore", "ms");
+    let mut warm = Figure::new("msb run --pool: process start to first output, warm", "ms");
+    msb.run(["pool", "create", "pool", "--from", "source", "--size", "1"])
+        .expect(0);
     let snapshot = msb.scratch("snapshot");
     let snapshot_path = snapshot.to_string_lossy();
     // The first of each reads everything from the disk.
@@ -37,17 +44,39 @@ fn against_cold_runs(msb: &Msb, samples: usize) -> Vec<Figure> {
             then_exec(msb, "copy", &["fork", "source", "--name", "copy"]),
             duration(|| msb.run(["snapshot", "source", &snapshot_path]).expect(0)),
             then_exec(msb, "copy", &["restore", &snapshot_path, "--name", "copy"]),
+            to_first_output(&mut msb.command(["run", "--pool", "pool", "--", "echo", "out"])),
         ];
+        // The replacement is made now, and not while the next is measured.
+        std::thread::sleep(HEAD_START);
+        msb.run(["pool", "fill", "pool"]).expect(0);
         std::fs::remove_dir_all(&snapshot).expect("a snapshot can be removed");
         if sample > 0 {
-            for (figure, millis) in [&mut cold, &mut fork, &mut save, &mut restore].into_iter().zip(millis) {
-                figure.add(millis);
-            }
+            let figures = [&mut cold, &mut fork, &mut save, &mut restore, &mut warm];
+            figures
+                .into_iter()
+                .zip(millis)
+                .for_each(|(figure, millis)| figure.add(millis));
         }
     }
     let ratio = fork.ratio_to("fork to first output: fork to cold", &cold);
     let restored = restore.ratio_to("restore to first output: restore to cold", &cold);
-    vec![cold, fork, ratio, save, restore, restored]
+    let warmed = warm.ratio_to("run from a pool to first output: warm to cold", &cold);
+    let mut figures = vec![cold, fork, ratio, save, restore, restored, warm, warmed];
+    figures.extend(of_a_fork_that_waits(msb));
+    figures
+}
+
+/// What a fork costs that waits in a pool, which is then removed.
+fn of_a_fork_that_waits(msb: &Msb) -> [Figure; 2] {
+    let mut dirtied = Figure::new("guest pages of its own that a fork has that waits in a pool", "KiB");
+    let mut private = Figure::new("private memory of its two processes beyond these", "KiB");
+    for sandbox in msb.list() {
+        if sandbox["state"] == "waiting" {
+            add_memory(msb, &sandbox, &mut dirtied, &mut private);
+        }
+    }
+    msb.run(["pool", "rm", "pool"]).expect(0);
+    [dirtied, private]
 }
 
 /// Milliseconds from the start of a verb that makes the sandbox `name` to the first output of a command in it.
@@ -101,22 +130,27 @@ fn side_by_side(msb: &Msb, forks: usize) -> Vec<Figure> {
         if !sandbox["name"].as_str().is_some_and(|name| name.starts_with("many")) {
             continue;
         }
-        let id = sandbox["id"].as_str().expect("every sandbox has an id");
-        let inspected = msb.run(["inspect", id]).expect(0);
-        let inspected: serde_json::Value = serde_json::from_slice(&inspected.stdout).expect("inspect prints JSON");
-        let memory_mib = inspected["memory_mib"].as_u64().expect("inspect tells the memory");
-        let memory_of = |pid: &serde_json::Value| {
-            let pid = pid.as_i64().and_then(|pid| i32::try_from(pid).ok());
-            VmMemory::of(
-                pid.and_then(Pid::from_raw).expect("a running sandbox has this process"),
-                memory_mib,
-            )
-        };
-        let (vm, keeper) = (memory_of(&inspected["vm"]["pid"]), memory_of(&inspected["pid"]));
-        dirtied.add(vm.guest_private.into());
-        private.add((vm.other_private + keeper.other_private).into());
+        add_memory(msb, &sandbox, &mut dirtied, &mut private);
     }
     vec![first, last, dirtied, private, host]
+}
+
+/// Adds what memory a sandbox that `msb ls` lists has to itself.
+fn add_memory(msb: &Msb, sandbox: &Value, dirtied: &mut Figure, private: &mut Figure) {
+    let id = sandbox["id"].as_str().expect("every sandbox has an id");
+    let inspected = msb.run(["inspect", id]).expect(0);
+    let inspected: Value = serde_json::from_slice(&inspected.stdout).expect("inspect prints JSON");
+    let memory_mib = inspected["memory_mib"].as_u64().expect("inspect tells the memory");
+    let memory_of = |pid: &Value| {
+        let pid = pid.as_i64().and_then(|pid| i32::try_from(pid).ok());
+        VmMemory::of(
+            pid.and_then(Pid::from_raw).expect("a running sandbox has this process"),
+            memory_mib,
+        )
+    };
+    let (vm, keeper) = (memory_of(&inspected["vm"]["pid"]), memory_of(&inspected["pid"]));
+    dirtied.add(vm.guest_private.into());
+    private.add((vm.other_private + keeper.other_private).into());
 }
 
 /// What the host could still give (proc(5), meminfo).

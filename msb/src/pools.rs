@@ -1,0 +1,376 @@
+//! Pools of forks that wait, restored and warm, until somebody takes one.
+//!
+//! A pool is a directory with a snapshot and the number of forks that shall wait. What waits is a sandbox like any other,
+//! paused, in a state of its own; its VMM process alone decides who gets it. Whoever takes one starts a process that
+//! fills the pool again. There is nothing else: a pool whose fillers died is filled by the next who takes, and until
+//! then a taker that finds nobody restores the snapshot itself.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::assets::{self, AssetsError};
+use crate::sandbox::Sandbox;
+use crate::sandbox::control::ControlError;
+use crate::sandbox::deadline::TimeLimit;
+use crate::sandbox::saved::{SaveError, SavedSandbox};
+use crate::sandbox::ssh::{Program, SpawnOptions, SshClientOptions};
+use crate::sandbox::start::{StartError, StartedSandbox};
+use crate::sandbox::stop::StopError;
+use crate::store::files::{self, FileError};
+use crate::store::layout::PoolDir;
+use crate::store::names::{Name, SandboxId};
+use crate::store::{Store, StoreError};
+use crate::vmm_process::args::Lifetime;
+use crate::vmm_process::control::Take;
+use crate::vmm_process::spawn::{self, SpawnError};
+
+/// The most forks that a pool can have wait.
+pub const MAX_SIZE: u16 = 1000;
+
+/// How long a fork may take until it serves SSH.
+const READY_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How long the session that warms a fork may take.
+const WARM_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long whoever takes a fork has the host's CPUs to itself before its replacement is made.
+const HEAD_START: Duration = Duration::from_secs(1);
+
+/// Why a pool cannot be made or used.
+#[derive(Debug, thiserror::Error)]
+pub enum PoolError {
+    /// The store cannot do it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A file cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The sandbox cannot be saved, or none restored.
+    #[error(transparent)]
+    Save(#[from] SaveError),
+    /// A fork does not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// A fork cannot be made to wait.
+    #[error("a fork that is ready cannot wait")]
+    Wait(#[source] ControlError),
+    /// A fork does not end.
+    #[error(transparent)]
+    Stop(#[from] StopError),
+    /// There is no msb to fill it with.
+    #[error(transparent)]
+    Program(#[from] AssetsError),
+    /// There is no process to fill it.
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    /// The kernel gives no random bytes.
+    #[error("cannot get random bytes for an id")]
+    Random(#[source] io::Error),
+    /// No pool is so large.
+    #[error("a pool has 1 to {MAX_SIZE} forks wait, not {0}")]
+    Size(u16),
+}
+
+/// One pool among those that had its name.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolRef {
+    /// What it is called.
+    pub name: Name,
+    /// Random hex digits.
+    pub id: String,
+}
+
+/// The content of `pool.json`.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolRecord {
+    /// Random hex digits.
+    pub id: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// How many forks shall wait.
+    pub size: u16,
+}
+
+/// What the forks of a pool go on from.
+#[derive(Clone, Copy, Debug)]
+pub enum PoolSource<'a> {
+    /// A sandbox that runs, as it is now.
+    Sandbox(&'a Sandbox),
+    /// A snapshot; the pool has a copy of its own.
+    Snapshot(&'a Path),
+}
+
+/// A pool of forks. Holds no resource.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    store: Store,
+    name: Name,
+    record: PoolRecord,
+}
+
+impl Pool {
+    /// Makes a pool in which `size` forks shall wait: [`Pool::fill`] has them made. Blocks.
+    ///
+    /// # Errors
+    /// When its name is taken, or the source cannot be saved or read; nothing is left then.
+    pub fn create(store: &Store, name: Name, size: u16, source: PoolSource<'_>) -> Result<Self, PoolError> {
+        if !(1..=MAX_SIZE).contains(&size) {
+            return Err(PoolError::Size(size));
+        }
+        let id = SandboxId::random().map_err(PoolError::Random)?.to_string();
+        let record = PoolRecord {
+            id,
+            created_at: Timestamp::now(),
+            size,
+        };
+        let new = store.begin_pool(&record.id)?;
+        let make = || {
+            match source {
+                PoolSource::Sandbox(sandbox) => sandbox.snapshot(&new.dir.saved())?,
+                PoolSource::Snapshot(directory) => SavedSandbox::open(directory)?.copy_to(&new.dir.saved())?,
+            }
+            files::write_private(&new.dir.filling(), b"")?;
+            files::write_private(&new.dir.record(), &files::to_json(&record))?;
+            Ok(store.insert_pool(&new, &name)?)
+        };
+        if let Err(error) = make() {
+            // The failed step is what the caller must hear of.
+            let _ = files::remove_dir_optional(new.dir.path());
+            return Err(error);
+        }
+        Ok(Self {
+            store: store.clone(),
+            name,
+            record,
+        })
+    }
+
+    /// Finds the pool of this name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn find(store: &Store, name: &Name) -> Result<Self, StoreError> {
+        let record = files::read_json(&store.layout().pool(name).record())?;
+        Ok(Self {
+            store: store.clone(),
+            name: name.clone(),
+            record: record.ok_or_else(|| StoreError::UnknownPool(name.clone()))?,
+        })
+    }
+
+    /// All pools, by name. One that is removed meanwhile is left out.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn all(store: &Store) -> Result<Vec<Self>, StoreError> {
+        let pools = store.pools()?.into_iter().map(|name| Self::find(store, &name));
+        pools
+            .filter(|pool| !matches!(pool, Err(StoreError::UnknownPool(_))))
+            .collect()
+    }
+
+    /// What it is called.
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// What was asked for.
+    pub fn record(&self) -> &PoolRecord {
+        &self.record
+    }
+
+    /// What its forks go on from.
+    ///
+    /// # Errors
+    /// When a file of it is gone.
+    pub fn saved(&self) -> Result<SavedSandbox, SaveError> {
+        SavedSandbox::open(&self.dir().saved())
+    }
+
+    /// The forks that wait.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn waiting(&self) -> Result<Vec<Sandbox>, StoreError> {
+        self.store.waiting_in(&self.record.id)
+    }
+
+    /// Takes a fork that waits, or makes one if none does: a sandbox called `name` with an identity of its own, which runs
+    /// for `limit`, else as long as the saved one might. A process in the background makes its replacement. Needs a tokio
+    /// runtime with I/O.
+    ///
+    /// # Errors
+    /// When its name is taken, or no fork waits and none can be made.
+    pub fn take(
+        &self,
+        name: Option<&Name>,
+        lifetime: Lifetime,
+        limit: Option<TimeLimit>,
+    ) -> Result<StartedSandbox, PoolError> {
+        let saved = self.saved()?;
+        let limit = limit.unwrap_or_else(|| saved.spec().time_limit());
+        let take = Take {
+            name: name.cloned(),
+            lifetime,
+            limit,
+        };
+        let started = match self.take_waiting(&take)? {
+            Some(started) => started,
+            None => saved.restore_limited(&self.store, name, lifetime, limit)?,
+        };
+        if let Err(error) = self.fill_in_background() {
+            // What was taken works all the same.
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot fill the pool");
+        }
+        Ok(started)
+    }
+
+    fn take_waiting(&self, take: &Take) -> Result<Option<StartedSandbox>, PoolError> {
+        let mut waiting = self.waiting()?;
+        if !waiting.is_empty() {
+            // Those who take at the same time begin at different ones.
+            let first = usize::try_from(std::process::id()).unwrap_or_default() % waiting.len();
+            waiting.rotate_left(first);
+        }
+        for fork in waiting {
+            let (ours, theirs) = UnixStream::pair().map_err(StartError::Read)?;
+            match fork.take(take.clone(), &theirs) {
+                Ok(()) => {
+                    drop(theirs);
+                    let sandbox = Sandbox::open(&self.store, fork.id())?;
+                    return Ok(Some(StartedSandbox::heard_on(sandbox, ours)?));
+                }
+                // Somebody else has it, or it has died: the next one. A name that is taken is so for all.
+                Err(error) => tracing::info!(error = &error as &dyn std::error::Error, "a fork cannot be taken"),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Makes forks until as many wait as shall, after others who are at it.
+    ///
+    /// # Errors
+    /// When one cannot be made; those that were made wait.
+    pub async fn fill(&self) -> Result<(), PoolError> {
+        let path = self.dir().filling();
+        let lock = tokio::task::spawn_blocking(move || {
+            let file = File::open(&path)?;
+            file.lock().map(|()| file)
+        });
+        let lock = lock.await.map_err(io::Error::other).flatten();
+        let _lock = lock.map_err(FileError::io("lock", &self.dir().filling()))?;
+        self.fill_held().await
+    }
+
+    /// What a process in the background does: leaves the host to the taker for a moment, then makes forks unless somebody
+    /// else is at it.
+    ///
+    /// # Errors
+    /// As [`Pool::fill`].
+    pub(crate) async fn refill(&self) -> Result<(), PoolError> {
+        tokio::time::sleep(HEAD_START).await;
+        let failed = |source| FileError::io("lock", &self.dir().filling())(source);
+        // Who takes one while somebody is at it leaves it to them: they look again when nobody is.
+        while self.lacks()? > 0 {
+            let file = File::open(self.dir().filling()).map_err(failed)?;
+            match file.try_lock() {
+                Err(std::fs::TryLockError::WouldBlock) => return Ok(()),
+                Err(std::fs::TryLockError::Error(error)) => return Err(failed(error).into()),
+                Ok(()) => self.fill_held().await?,
+            }
+        }
+        Ok(())
+    }
+
+    fn fill_in_background(&self) -> Result<(), PoolError> {
+        let arguments = ["pool", "fill", "--background", self.name.as_str()];
+        let program = assets::vmm_program()?;
+        Ok(spawn::spawn_detached(
+            &program,
+            &arguments,
+            self.store.layout(),
+            &self.dir().log(),
+        )?)
+    }
+
+    async fn fill_held(&self) -> Result<(), PoolError> {
+        let saved = self.saved()?;
+        while self.lacks()? > 0 {
+            self.add(&saved).await?;
+        }
+        Ok(())
+    }
+
+    fn lacks(&self) -> Result<usize, StoreError> {
+        Ok(usize::from(self.record.size).saturating_sub(self.waiting()?.len()))
+    }
+
+    /// Makes one fork and lets it wait. Until it does, it is this process's, and goes with it.
+    async fn add(&self, saved: &SavedSandbox) -> Result<(), PoolError> {
+        let mut started = saved.restore_limited(&self.store, None, Lifetime::OfStarter, TimeLimit::default())?;
+        let added = self.warm(&mut started).await;
+        if added.is_err() {
+            // The failed step is what the caller must hear of.
+            let _ = started.discard().await;
+        }
+        added
+    }
+
+    async fn warm(&self, started: &mut StartedSandbox) -> Result<(), PoolError> {
+        started.ready(READY_TIMEOUT).await?;
+        let sandbox = started.sandbox().clone();
+        // Only what was touched is there at once: a session touches what the next one will. A guest that serves none is
+        // the taker's to find out about.
+        let _ = tokio::time::timeout(WARM_TIMEOUT, first_session(&sandbox)).await;
+        let pool = PoolRef {
+            name: self.name.clone(),
+            id: self.record.id.clone(),
+        };
+        let waits = tokio::task::spawn_blocking(move || sandbox.wait_in_pool(pool)).await;
+        let waits = waits.map_err(io::Error::other).map_err(ControlError::Connection);
+        waits.flatten().map_err(PoolError::Wait)
+    }
+
+    /// Removes it with the forks that wait. Those that were taken stay. Blocks.
+    ///
+    /// # Errors
+    /// When it is gone, or one of its forks does not end.
+    pub fn remove(self) -> Result<(), PoolError> {
+        let pool = PoolRef {
+            name: self.name.clone(),
+            id: self.record.id.clone(),
+        };
+        self.store.remove_pool(&pool)?;
+        for fork in self.waiting()? {
+            fork.remove_by_force()?;
+        }
+        Ok(self.store.purge_pool(&pool.id)?)
+    }
+
+    fn dir(&self) -> PoolDir {
+        self.store.layout().pool(&self.name)
+    }
+}
+
+/// Logs in and runs a command that does nothing, as the user that is the default.
+async fn first_session(sandbox: &Sandbox) -> Result<(), crate::ssh::SshError> {
+    let options = SshClientOptions {
+        user: sandbox.config().spec.default_user().to_owned(),
+        sftp: false,
+        ..SshClientOptions::default()
+    };
+    let client = sandbox.ssh().open_client(options).await?;
+    let nothing = Program::Exec(b"exit".to_vec());
+    let mut session = client.spawn(&nothing, &SpawnOptions::default()).await?;
+    while session.events.next().await?.is_some() {}
+    client.close().await;
+    Ok(())
+}
