@@ -22,12 +22,12 @@ const PHASES: [(&str, &str, &str); 7] = [
 
 pub(crate) fn measure(samples: usize) -> Vec<Figure> {
     let msb = Msb::new();
-    let mut first_output = Figure::new("msb run: process start to first output", "ms");
-    let mut whole = Figure::new("msb run -- true: whole process", "ms");
-    let mut to_agent = Figure::new("guest kernel start to agent", "ms");
-    let mut to_ready = Figure::new("agent to SSH ready", "ms");
-    let mut phases: Vec<_> = PHASES.iter().map(|(name, ..)| Figure::new(*name, "ms")).collect();
-    let mut memory = Figure::new("VMM RSS beyond guest memory", "KiB");
+    let mut first_output = Figure::cold("msb run: process start to first output", "ms");
+    let mut whole = Figure::cold("msb run -- true: whole process", "ms");
+    let mut to_agent = Figure::cold("guest kernel start to agent", "ms");
+    let mut to_ready = Figure::cold("agent to SSH ready", "ms");
+    let mut phases: Vec<_> = PHASES.iter().map(|(name, ..)| Figure::cold(*name, "ms")).collect();
+    let mut memory = Figure::cold("VMM RSS beyond guest memory", "KiB");
     // The first run reads everything from the disk.
     msb.run(["run", "--", "true"]).expect(0);
     for _ in 0..samples {

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use msb_tests::{Msb, finish};
 use rustix::process::Pid;
 
-use crate::figure::Figure;
+use crate::figure::{Figure, State};
 use crate::tracing::Counter;
 
 /// Threads of the VM's process, and the keeper: their system calls count. All of `msb`'s own names begin so.
@@ -53,18 +53,19 @@ pub(crate) fn measure(samples: usize) -> Vec<Figure> {
     for _ in 0..samples {
         let counters = Counters::start();
         let sandbox = msb.create("counted");
-        counters.add_to(&mut figures, "until ready", 1);
+        counters.add_to(&mut figures, State::Cold, "until ready", 1);
         let cpu = cpu_ms(sandbox.vmm()) + cpu_ms(sandbox.vm());
-        figures.add("until ready: processor time of keeper and VM".into(), "ms", cpu);
+        let name = "until ready: processor time of keeper and VM";
+        figures.add(Figure::cold(name, "ms"), cpu);
 
         let counters = Counters::start();
         finish(&mut sandbox.ssh_command("true")).expect(0);
-        counters.add_to(&mut figures, "ssh true", 1);
+        counters.add_to(&mut figures, State::Warm, "ssh true", 1);
 
         let mut echo = Echo::start(&mut sandbox.ssh_command("cat"));
         let counters = Counters::start();
         (0..ECHOES).for_each(|_| echo.once());
-        counters.add_to(&mut figures, "an echo", ECHOES);
+        counters.add_to(&mut figures, State::Warm, "an echo", ECHOES);
         echo.end();
         msb.run(["rm", "--force", "counted"]).expect(0);
     }
@@ -122,10 +123,12 @@ impl Counters {
     }
 
     /// Adds what was counted during `what`, which was done `times` times.
-    fn add_to(&self, figures: &mut Figures, what: &str, times: usize) {
+    fn add_to(&self, figures: &mut Figures, state: State, what: &str, times: usize) {
         let read = |counter: &Counter| counter.read().expect("tracefs can be read");
         let each = |count: u64| approximate(count) / approximate(times as u64);
-        let mut add = |name: &str, count: u64| figures.add(format!("{what}: {name}"), "count", each(count));
+        let mut add = |name: &str, count: u64| {
+            figures.add(Figure::new(state, format!("{what}: {name}"), "count"), each(count));
+        };
         let exits = named_exits(read(&self.exits));
         add("exits", exits.values().sum());
         for (reason, count) in exits {
@@ -175,10 +178,11 @@ fn approximate(count: u64) -> f64 {
 struct Figures(Vec<Figure>);
 
 impl Figures {
-    fn add(&mut self, name: String, unit: &'static str, sample: f64) {
-        let known = self.0.iter().position(|figure| figure.name == name);
+    /// Adds a sample to `figure`, or to the one of its name.
+    fn add(&mut self, figure: Figure, sample: f64) {
+        let known = self.0.iter().position(|known| known.name == figure.name);
         let index = known.unwrap_or_else(|| {
-            self.0.push(Figure::new(name, unit));
+            self.0.push(figure);
             self.0.len() - 1
         });
         self.0[index].add(sample);

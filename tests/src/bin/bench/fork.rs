@@ -28,11 +28,11 @@ pub(crate) fn measure(samples: usize, forks: usize) -> Vec<Figure> {
 }
 
 fn against_cold_runs(msb: &Msb, samples: usize) -> Vec<Figure> {
-    let mut cold = Figure::new("msb run: process start to first output, cold", "ms");
-    let mut fork = Figure::new("msb fork, then msb exec: start to first output, fork", "ms");
-    let mut save = Figure::new("msb snapshot", "ms");
-    let mut restore = Figure::new("msb restore, then msb exec: start to first output, restore", "ms");
-    let mut warm = Figure::new("msb run --pool: process start to first output, warm", "ms");
+    let mut cold = Figure::cold("msb run: process start to first output, cold", "ms");
+    let mut fork = Figure::fork("msb fork, then msb exec: start to first output, fork", "ms");
+    let mut save = Figure::warm("msb snapshot", "ms");
+    let mut restore = Figure::fork("msb restore, then msb exec: start to first output, restore", "ms");
+    let mut warm = Figure::fork("msb run --pool: process start to first output, warm", "ms");
     msb.run(["pool", "create", "pool", "--from", "source", "--size", "1"])
         .expect(0);
     let snapshot = msb.scratch("snapshot");
@@ -68,8 +68,8 @@ fn against_cold_runs(msb: &Msb, samples: usize) -> Vec<Figure> {
 
 /// What a fork costs that waits in a pool, which is then removed.
 fn of_a_fork_that_waits(msb: &Msb) -> [Figure; 2] {
-    let mut dirtied = Figure::new("guest pages of its own that a fork has that waits in a pool", "KiB");
-    let mut private = Figure::new("private memory of its two processes beyond these", "KiB");
+    let mut dirtied = Figure::fork("guest pages of its own that a fork has that waits in a pool", "KiB");
+    let mut private = Figure::fork("private memory of its two processes beyond these", "KiB");
     for sandbox in msb.list() {
         if sandbox["state"] == "waiting" {
             add_memory(msb, &sandbox, &mut dirtied, &mut private);
@@ -95,11 +95,11 @@ fn duration<T>(work: impl FnOnce() -> T) -> f64 {
 
 /// What each of many forks takes, in time and of the host's memory.
 fn side_by_side(msb: &Msb, forks: usize) -> Vec<Figure> {
-    let mut first = Figure::new(format!("each of the first {ENDS} of {forks} forks, until ready"), "ms");
-    let mut last = Figure::new(format!("each of the last {ENDS}"), "ms");
-    let mut dirtied = Figure::new("guest pages that an idle fork dirtied", "KiB");
-    let mut private = Figure::new("private memory of an idle fork's two processes beyond these", "KiB");
-    let mut host = Figure::new("memory that the host lost, per fork, all included", "KiB");
+    let mut first = Figure::fork(format!("each of the first {ENDS} of {forks} forks, until ready"), "ms");
+    let mut last = Figure::fork(format!("each of the last {ENDS}"), "ms");
+    let mut dirtied = Figure::fork("guest pages that an idle fork dirtied", "KiB");
+    let mut private = Figure::fork("private memory of an idle fork's two processes beyond these", "KiB");
+    let mut host = Figure::fork("memory that the host lost, per fork, all included", "KiB");
 
     let count = forks.to_string();
     let mut command = msb.command(["fork", "source", "-n", &count, "--name", "many"]);

@@ -14,14 +14,14 @@ const SANDBOXES: usize = 10;
 /// Measures with the root file system in the archive `rootfs`.
 pub(crate) fn measure(samples: usize, rootfs: &Path) -> Vec<Figure> {
     let rootfs_path = rootfs.to_string_lossy();
-    let mut size = Figure::new("archive of the image", "MiB");
+    let mut size = Figure::cold("archive of the image", "MiB");
     size.add(mib(std::fs::metadata(rootfs).map_or(0, |file| file.len())));
-    let mut import = Figure::new("msb image import", "ms");
-    let mut first = Figure::new("first start of a sandbox: msb create, with its disk formatted", "ms");
-    let mut second = Figure::new("second start of a sandbox: msb start", "ms");
-    let mut image = Figure::new("the image on the disk", "MiB");
-    let mut sandbox = Figure::new("a new sandbox on the disk", "MiB");
-    let mut ten = Figure::new("ten sandboxes and their image on the disk", "MiB");
+    let mut import = Figure::cold("msb image import", "ms");
+    let mut first = Figure::cold("first start of a sandbox: msb create, with its disk formatted", "ms");
+    let mut second = Figure::cold("second start of a sandbox: msb start", "ms");
+    let mut image = Figure::cold("the image on the disk", "MiB");
+    let mut sandbox = Figure::cold("a new sandbox on the disk", "MiB");
+    let mut ten = Figure::cold("ten sandboxes and their image on the disk", "MiB");
     for _ in 0..samples {
         let msb = Msb::new();
         import.add(millis(

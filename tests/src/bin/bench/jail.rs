@@ -22,7 +22,7 @@ use crate::figure::Figure;
 const MEMORY_MIB: u32 = 256;
 
 pub(crate) fn measure(samples: usize) -> Vec<Figure> {
-    let figure = |what: &str, jail: &str, unit| Figure::new(format!("{what}, {jail}"), unit);
+    let figure = |what: &str, jail: &str, unit| Figure::cold(format!("{what}, {jail}"), unit);
     let mut of_jail = ["no jail", "jail"].map(|jail| {
         [
             figure("fork to guest started", jail, "ms"),

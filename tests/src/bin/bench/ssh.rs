@@ -53,7 +53,7 @@ pub(crate) fn measure(samples: usize, options: &Options) -> Vec<Figure> {
     let endpoint = Endpoint::of_sandbox(&msb, &sandbox, &msb.scratch("clients"));
     let mut servers = vec![Server::new("msb", endpoint, &msb.scratch("there"))];
     servers.extend(on_this_host(options, &msb.scratch("servers")));
-    let mut exec = Figure::new("msb exec -- true", "ms");
+    let mut exec = Figure::warm("msb exec -- true", "ms");
     for _ in 0..samples {
         exec.add(msb.run(["exec", "bench", "--", "true"]).expect(0).took.as_secs_f64() * 1e3);
     }
@@ -97,10 +97,10 @@ fn compare(servers: &[Server], samples: usize, options: &Options, scratch: &Path
     let work = Work::new(&scratch.join("work"), options.bulk_mib, options.files);
     let figures_of = |task: &str| -> Vec<Figure> {
         let name = |server: &Server| format!("{task}: {}", server.name);
-        servers.iter().map(|server| Figure::new(name(server), "ms")).collect()
+        servers.iter().map(|server| Figure::warm(name(server), "ms")).collect()
     };
     let mut measured: Vec<Vec<Figure>> = TASKS.iter().map(|(task, _)| figures_of(task)).collect();
-    let mut clients = Figure::new(format!("{CONNECT}: processor time of the client"), "ms");
+    let mut clients = Figure::warm(format!("{CONNECT}: processor time of the client"), "ms");
     for _ in 0..samples {
         for ((name, task), figures) in TASKS.iter().zip(&mut measured) {
             for (server, figure) in servers.iter().zip(figures) {
