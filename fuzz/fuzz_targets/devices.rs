@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use libfuzzer_sys::fuzz_target;
 use msb_fuzz::{Input, Machine, Ring};
+use msb_vmm::devices::virtio::balloon::Balloon;
 use msb_vmm::devices::virtio::block::Block;
 use msb_vmm::devices::virtio::rng::Rng;
 use msb_vmm::devices::virtio::vsock::Vsock;
@@ -50,6 +51,7 @@ impl World {
         machine.attach(Rng::new().expect("rng"));
         machine.attach(Vsock::new(VsockConfig::new(CID, socket.clone())).expect("vsock"));
         machine.attach(Block::open(&disk).expect("block"));
+        machine.attach(Balloon::new().expect("balloon"));
         Self {
             machine,
             socket,

@@ -88,6 +88,11 @@ impl Msb {
     /// When that fails.
     pub fn create_with(&self, name: &str, options: &[&str]) -> Sandbox<'_> {
         self.run(["create", "--name", name].iter().chain(options)).expect(0);
+        self.sandbox(name)
+    }
+
+    /// The sandbox `name`, which runs.
+    pub fn sandbox(&self, name: &str) -> Sandbox<'_> {
         Sandbox {
             msb: self,
             name: name.to_owned(),

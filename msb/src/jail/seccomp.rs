@@ -36,6 +36,9 @@ const KVM_SAVE: [u64; 13] = [
 /// `_IOW(KVMIO, 0x8b, struct kvm_signal_mask)`.
 const KVM_SET_SIGNAL_MASK: u64 = 0x4004_ae8b;
 
+/// The guard page of a thread's stack, in newer C libraries (linux/mman.h).
+const MADV_GUARD_INSTALL: u64 = 102;
+
 /// Memory, locks, and the end of a thread: what the language's runtime does on every thread.
 const RUNTIME: &[libc::c_long] = &[
     libc::SYS_brk,
@@ -47,7 +50,6 @@ const RUNTIME: &[libc::c_long] = &[
     libc::SYS_getpid,
     libc::SYS_getrandom,
     libc::SYS_gettid,
-    libc::SYS_madvise,
     libc::SYS_mremap,
     libc::SYS_munmap,
     libc::SYS_restart_syscall,
@@ -191,13 +193,16 @@ fn rules(lists: &[&[libc::c_long]]) -> Rules {
         .collect()
 }
 
-/// Memory, but none that holds code.
+/// Memory, but none that holds code, and pages given back: those of a thread's stack, and those that the guest does not use.
 fn allow_memory(rules: &mut Rules) -> Result<(), JailError> {
     let executable = u64::from(libc::PROT_EXEC.unsigned_abs());
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         rules.insert(call, vec![rule(2, SeccompCmpOp::MaskedEq(executable), 0)?]);
     }
     Ok(())
+    let advice = [u64::from(libc::MADV_DONTNEED.unsigned_abs()), MADV_GUARD_INSTALL];
+    let advice = advice.map(|advice| rule(2, SeccompCmpOp::Eq, advice));
+    rules.insert(libc::SYS_madvise, advice.into_iter().collect::<Result<_, _>>()?);
 }
 
 fn allow_unix_sockets(rules: &mut Rules) -> Result<(), JailError> {

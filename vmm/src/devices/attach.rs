@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use event_manager::MutEventSubscriber;
 
+use super::virtio::balloon::Balloon;
 use super::virtio::block::Block;
 use super::virtio::device::VirtioDevice;
 use super::virtio::mmio::MmioTransport;
@@ -25,9 +26,9 @@ pub(crate) struct AttachedDevices {
     pub(crate) loops: Vec<EventLoop>,
 }
 
-/// Makes all devices: entropy, vsock, then the disks in order.
+/// Makes all devices: entropy, balloon, vsock, then the disks in order.
 pub(crate) fn attach_all(config: &VmConfig, memory: &GuestMemory) -> Result<AttachedDevices, BuildError> {
-    let count = 1 + usize::from(config.vsock.is_some()) + config.disks.len();
+    let count = 2 + usize::from(config.vsock.is_some()) + config.disks.len();
     if count > layout::MAX_VIRTIO_DEVICES {
         return Err(BuildError::TooManyDevices(count));
     }
@@ -36,6 +37,7 @@ pub(crate) fn attach_all(config: &VmConfig, memory: &GuestMemory) -> Result<Atta
         loops: Vec::with_capacity(count),
     };
     attached.attach("rng", host("make the entropy device", Rng::new())?, memory)?;
+    attached.attach("balloon", host("make the balloon device", Balloon::new())?, memory)?;
     if let Some(vsock) = &config.vsock {
         attached.attach("vsock", Vsock::new(vsock.clone())?, memory)?;
     }

@@ -13,7 +13,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use virtio_queue::QueueState;
 
 use super::device::{ActivateError, Activation, VirtioDevice};
-use super::single_queue::SingleQueue;
+use super::request_queues::RequestQueues;
 use crate::config::DiskConfig;
 use disk::Disk;
 use request::Requests;
@@ -33,7 +33,7 @@ pub struct Block {
     config: ConfigSpace,
     disk: Disk,
     requests: Requests,
-    queue: SingleQueue,
+    queue: RequestQueues,
 }
 
 impl Block {
@@ -46,7 +46,7 @@ impl Block {
         let mut space = ConfigSpace::default();
         space[..8].copy_from_slice(&disk.sectors().to_le_bytes());
         space[12..].copy_from_slice(&MAX_SEGMENTS.to_le_bytes());
-        let queue = SingleQueue::new().map_err(|source| BlockError::Open {
+        let queue = RequestQueues::new().map_err(|source| BlockError::Open {
             path: config.path.clone(),
             source,
         })?;
@@ -110,7 +110,7 @@ impl MutEventSubscriber for Block {
         let Self {
             disk, requests, queue, ..
         } = self;
-        queue.process(events, ops, |memory, chain| requests.serve(disk, memory, chain));
+        queue.process(events, ops, |_, memory, chain| requests.serve(disk, memory, chain));
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a device with one virtqueue consists of besides its requests: activation, reset and the queue's events.
+//! What a device whose virtqueues carry requests consists of besides these: activation, reset and the queues' events.
 
 use std::io;
 use std::sync::Arc;
@@ -12,9 +12,9 @@ use super::notification;
 use super::wakeup::ActivationWakeup;
 use crate::memory::GuestMemory;
 
-/// The one queue of a device, active or not.
+/// The queues of a device, active or not.
 #[derive(Debug)]
-pub(super) struct SingleQueue {
+pub(super) struct RequestQueues {
     wakeup: ActivationWakeup,
     active: Option<Active>,
 }
@@ -23,11 +23,11 @@ pub(super) struct SingleQueue {
 struct Active {
     memory: GuestMemory,
     interrupt: Arc<Interrupt>,
-    queue: ActiveQueue,
+    queues: Vec<ActiveQueue>,
 }
 
-impl SingleQueue {
-    /// An inactive queue.
+impl RequestQueues {
+    /// Inactive queues.
     ///
     /// # Errors
     /// When the host is out of file descriptors.
@@ -38,7 +38,7 @@ impl SingleQueue {
         })
     }
 
-    /// Takes the queue of `activation`; the event loop begins to serve it.
+    /// Takes the queues of `activation`; the event loop begins to serve them.
     ///
     /// # Errors
     /// When the driver made no queue ready.
@@ -46,22 +46,22 @@ impl SingleQueue {
         let Activation {
             memory,
             interrupt,
-            mut queues,
+            queues,
             ..
         } = activation;
-        let queue = queues
-            .pop()
-            .ok_or(ActivateError::MissingQueues { ready: 0, needed: 1 })?;
+        if queues.is_empty() {
+            return Err(ActivateError::MissingQueues { ready: 0, needed: 1 });
+        }
         self.active = Some(Active {
             memory,
             interrupt,
-            queue,
+            queues,
         });
         self.wakeup.wake();
         Ok(())
     }
 
-    /// Drops the queue; the event loop forgets it.
+    /// Drops the queues; the event loop forgets them.
     pub(super) fn reset(&mut self) {
         self.active = None;
         self.wakeup.wake();
@@ -69,7 +69,8 @@ impl SingleQueue {
 
     /// See [`super::device::VirtioDevice::queue_states`].
     pub(super) fn states(&self) -> Vec<QueueState> {
-        self.active.iter().map(|active| active.queue.queue.state()).collect()
+        let queues = self.active.iter().flat_map(|active| &active.queues);
+        queues.map(|active| active.queue.state()).collect()
     }
 
     /// Registers with the device's event loop.
@@ -77,25 +78,28 @@ impl SingleQueue {
         self.wakeup.register(ops);
     }
 
-    /// Handles `events`: gives each available chain to `serve`, which returns how many bytes it wrote to it.
+    /// Handles `events`: gives each available chain, with the number of its queue, to `serve`, which returns how many bytes
+    /// it wrote to it.
     pub(super) fn process<F>(&mut self, events: Events, ops: &mut EventOps, mut serve: F)
     where
-        F: FnMut(&GuestMemory, DescriptorChain<&GuestMemory>) -> u32,
+        F: FnMut(usize, &GuestMemory, DescriptorChain<&GuestMemory>) -> u32,
     {
         if self.wakeup.is_source_of(&events) {
-            self.wakeup
-                .update_kicks(ops, self.active.iter().map(|active| &active.queue.kick));
+            let queues = self.active.iter().flat_map(|active| &active.queues);
+            self.wakeup.update_kicks(ops, queues.map(|queue| &queue.kick));
         }
         let Some(Active {
             memory,
             interrupt,
-            queue,
+            queues,
         }) = &mut self.active
         else {
             return;
         };
-        // An empty counter: the wake-up came first.
-        let _ = queue.kick.read();
-        notification::serve(queue, memory, interrupt, |chain| serve(memory, chain));
+        for (number, queue) in queues.iter_mut().enumerate() {
+            // An empty counter: the wake-up came first, or another queue's notification.
+            let _ = queue.kick.read();
+            notification::serve(queue, memory, interrupt, |chain| serve(number, memory, chain));
+        }
     }
 }

@@ -7,7 +7,7 @@ use virtio_queue::{DescriptorChain, QueueState};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::device::{ActivateError, Activation, VirtioDevice};
-use super::single_queue::SingleQueue;
+use super::request_queues::RequestQueues;
 use crate::memory::GuestMemory;
 
 const QUEUE_SIZES: [u16; 1] = [64];
@@ -16,7 +16,7 @@ const MAX_REQUEST: usize = 4096;
 
 /// The entropy device.
 #[derive(Debug)]
-pub struct Rng(SingleQueue);
+pub struct Rng(RequestQueues);
 
 impl Rng {
     /// An inactive device.
@@ -24,7 +24,7 @@ impl Rng {
     /// # Errors
     /// When the host is out of file descriptors.
     pub fn new() -> std::io::Result<Self> {
-        SingleQueue::new().map(Self)
+        RequestQueues::new().map(Self)
     }
 }
 
@@ -62,7 +62,7 @@ impl MutEventSubscriber for Rng {
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        self.0.process(events, ops, fill);
+        self.0.process(events, ops, |_, memory, chain| fill(memory, chain));
     }
 }
 
