@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::control::{self, Answer, Command, Request};
 use super::outcome::VmEnd;
 use super::surroundings::Surroundings;
+use super::text;
 use super::vm::{self, SavedFiles};
 use crate::jail::namespaces::{self, Forked};
 use crate::jail::{self, Layers};
@@ -292,6 +293,7 @@ fn start(plan: &Plan, in_namespaces: bool) -> Result<(RunningVm, Started), Strin
     let running = machine
         .start_with(&restrict)
         .map_err(|error| report::one_line(&error))?;
+    text::release();
     let started = Started {
         built_us,
         started_us: now_us(),

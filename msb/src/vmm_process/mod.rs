@@ -12,6 +12,7 @@ mod signals;
 pub mod spawn;
 pub mod status;
 mod surroundings;
+mod text;
 mod vm;
 
 use std::fs::File;
