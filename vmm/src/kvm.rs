@@ -1,11 +1,12 @@
-//! Opens KVM and makes a VM with its interrupt controllers.
+//! Opens KVM and makes a VM whose vCPUs have local APICs.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use kvm_bindings::{
-    CpuId, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES,
-    KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_irqchip, kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
+    CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MAX_CPUID_ENTRIES, KvmIrqRouting, kvm_clock_data,
+    kvm_enable_cap, kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_msi,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
 use serde::{Deserialize, Serialize};
@@ -13,14 +14,14 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::layout;
+use crate::devices::ioapic::{Route, Routes};
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use crate::memory::GuestMemory;
 
 const DEVICE: &str = "/dev/kvm";
 const API_VERSION: i32 = 12;
-const REQUIRED: [(Cap, &str); 6] = [
-    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
-    (Cap::Pit2, "KVM_CAP_PIT2"),
+const REQUIRED: [(Cap, &str); 5] = [
+    (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP"),
     (Cap::Irqfd, "KVM_CAP_IRQFD"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
@@ -87,12 +88,10 @@ pub(crate) struct KvmVm {
     pub(crate) msr_indices: Vec<u32>,
 }
 
-/// Interrupt controllers, timer and clock of a VM.
+/// The clock of a VM.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct KvmState {
-    irqchips: [kvm_irqchip; 3],
-    pit: kvm_pit_state2,
     clock: kvm_clock_data,
 }
 
@@ -117,18 +116,18 @@ pub fn open() -> Result<Kvm, KvmError> {
 }
 
 impl KvmVm {
-    /// Makes a VM with an in-kernel irqchip and timer, and `memory` as its memory.
+    /// Makes a VM whose vCPUs have local APICs, and `memory` as its memory.
     pub(crate) fn new(kvm: &Kvm, memory: &GuestMemory) -> Result<Self, KvmError> {
         let fd = create_vm(kvm)?;
         fd.set_identity_map_address(layout::KVM_IDENTITY_MAP)
             .doing("set the identity map")?;
         fd.set_tss_address(layout::KVM_TSS).doing("set the TSS address")?;
-        fd.create_irq_chip().doing("create the interrupt controllers")?;
-        let pit = kvm_pit_config {
-            flags: KVM_PIT_SPEAKER_DUMMY,
+        let local_apics = kvm_enable_cap {
+            cap: KVM_CAP_SPLIT_IRQCHIP,
+            args: [layout::IRQ_LINES.into(), 0, 0, 0],
             ..Default::default()
         };
-        fd.create_pit2(pit).doing("create the timer")?;
+        fd.enable_cap(&local_apics).doing("create the local APICs")?;
         let vm = Self {
             fd,
             cpuid: kvm
@@ -145,35 +144,15 @@ impl KvmVm {
         Ok(vm)
     }
 
-    /// The state of interrupt controllers, timer and clock while the VM is paused.
+    /// The state of the clock while the VM is paused.
     pub(crate) fn save(&self) -> Result<KvmState, KvmError> {
-        let irqchip = |chip_id| {
-            let mut chip = kvm_irqchip {
-                chip_id,
-                ..Default::default()
-            };
-            self.fd
-                .get_irqchip(&mut chip)
-                .doing("read an interrupt controller")
-                .map(|()| chip)
-        };
         Ok(KvmState {
-            irqchips: [
-                irqchip(KVM_IRQCHIP_PIC_MASTER)?,
-                irqchip(KVM_IRQCHIP_PIC_SLAVE)?,
-                irqchip(KVM_IRQCHIP_IOAPIC)?,
-            ],
-            pit: self.fd.get_pit2().doing("read the timer")?,
             clock: self.fd.get_clock().doing("read the guest's clock")?,
         })
     }
 
     /// Restores what [`Self::save`] gave, once the vCPUs are restored: the clock follows their counters.
     pub(crate) fn restore(&self, state: &KvmState) -> Result<(), KvmError> {
-        for chip in &state.irqchips {
-            self.fd.set_irqchip(chip).doing("restore an interrupt controller")?;
-        }
-        self.fd.set_pit2(&state.pit).doing("restore the timer")?;
         // The rest says how the clock was read.
         let clock = kvm_clock_data {
             clock: state.clock.clock,
@@ -215,6 +194,29 @@ impl KvmVm {
     /// Turns writes to the eventfd `line` into the interrupt `irq`.
     pub(crate) fn connect_interrupt(&self, line: &EventFd, irq: u32) -> Result<(), KvmError> {
         self.fd.register_irqfd(line, irq).doing("register an interrupt")
+    }
+}
+
+impl Routes for KvmVm {
+    fn set(&self, routes: &[Route]) -> io::Result<()> {
+        let entries: Vec<_> = routes.iter().map(message).collect();
+        let routing = KvmIrqRouting::from_entries(&entries).expect("as many as there are lines, below KVM's limit");
+        Ok(self.fd.set_gsi_routing(&routing)?)
+    }
+}
+
+fn message(route: &Route) -> kvm_irq_routing_entry {
+    kvm_irq_routing_entry {
+        gsi: route.line,
+        type_: KVM_IRQ_ROUTING_MSI,
+        u: kvm_irq_routing_entry__bindgen_ty_1 {
+            msi: kvm_irq_routing_msi {
+                address_lo: route.address,
+                data: route.data,
+                ..Default::default()
+            },
+        },
+        ..Default::default()
     }
 }
 

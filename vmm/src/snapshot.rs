@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::arch::cpuid;
+use crate::devices::ioapic::IoapicState;
 use crate::devices::legacy::SavedSerial;
 use crate::devices::virtio::mmio::TransportState;
 use crate::kvm::{KvmState, KvmVm};
@@ -20,7 +21,7 @@ use crate::vcpu::VcpuState;
 
 const MAGIC: [u8; 8] = *b"MSBSNAP\n";
 /// Changes with everything that a reader of another version would take for something else.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER: usize = 48;
 /// The longest contents, in bytes: a vCPU takes some 30 KiB, and there are at most 64.
 const MAX_LENGTH: usize = 16 << 20;
@@ -33,6 +34,7 @@ pub struct Snapshot {
     pub(crate) memory_mib: u32,
     pub(crate) vcpus: Vec<VcpuState>,
     pub(crate) kvm: KvmState,
+    pub(crate) ioapic: IoapicState,
     pub(crate) serial: SavedSerial,
     /// In the order of their windows.
     pub(crate) devices: Vec<TransportState>,

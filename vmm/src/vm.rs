@@ -10,6 +10,7 @@ use crate::config::{Console, VmConfig};
 use crate::devices::attach::{self, AttachedDevices};
 use crate::devices::bus::Bus;
 use crate::devices::console::ConsoleWriter;
+use crate::devices::ioapic::{Ioapic, Routes};
 use crate::devices::legacy::LegacyPorts;
 use crate::devices::virtio::block::BlockError;
 use crate::devices::virtio::mmio::RestoreError;
@@ -107,7 +108,7 @@ pub enum PauseError {
 
 /// What a VM consists of before its guest is put into it.
 struct Frame {
-    kvm: KvmVm,
+    kvm: Arc<KvmVm>,
     supervisor: Arc<Supervisor>,
     bus: Bus,
     loops: Vec<EventLoop>,
@@ -157,7 +158,8 @@ impl Vm {
 
         let tables = |error| BuildError::Load(boot::LoadError::Tables(error));
         registers::write_tables(&memory).map_err(tables)?;
-        mptable::write(&memory, config.vcpus).map_err(tables)?;
+        let lines = layout::irq_lines(frame.bus.virtio().len());
+        mptable::write(&memory, config.vcpus, lines).map_err(tables)?;
         let cmdline = cmdline(&config.cmdline, frame.bus.virtio().len());
         boot::write_boot_params(&memory, &cmdline, initramfs)?;
 
@@ -190,6 +192,14 @@ impl Vm {
             .map(|(id, state)| Vcpu::restore(&frame.kvm, id, state))
             .collect::<Result<Vec<_>, _>>()?;
         frame.kvm.restore(&snapshot.kvm)?;
+        frame
+            .bus
+            .ioapic()
+            .restore(&snapshot.ioapic)
+            .map_err(|source| BuildError::Host {
+                doing: "restore the routes of interrupts",
+                source,
+            })?;
         vcpus.iter().for_each(Vcpu::excuse_absence);
         Ok(Self::new(config, frame, vcpus, mappings))
     }
@@ -208,7 +218,7 @@ impl Vm {
             supervisor,
             host: HostFacts::of(&kvm),
             memory_mib: config.memory_mib,
-            kvm: Arc::new(kvm),
+            kvm,
             mappings,
         }
     }
@@ -342,6 +352,7 @@ impl RunningVm {
             memory_mib: self.memory_mib,
             vcpus,
             kvm: self.kvm.save()?,
+            ioapic: self.bus.ioapic().save(),
             serial: self.bus.ports().save(),
             devices: self.bus.virtio().iter().map(|device| device.save()).collect(),
         };
@@ -401,7 +412,7 @@ impl Frame {
             Console::Stream(_) => cannot_open(Path::new("the console's stream")),
         })?;
         let supervisor = Arc::new(Supervisor::new(console.tail()));
-        let kvm = KvmVm::new(&kvm::open()?, memory)?;
+        let kvm = Arc::new(KvmVm::new(&kvm::open()?, memory)?);
         let ports = ports(console).map_err(|source| BuildError::Host {
             doing: "make the serial port",
             source,
@@ -411,10 +422,12 @@ impl Frame {
         for (index, transport) in transports.iter().enumerate() {
             kvm.connect(transport, index)?;
         }
+        let lines = layout::irq_lines(transports.len());
+        let ioapic = Ioapic::new(lines, Arc::clone(&kvm) as Arc<dyn Routes>);
         Ok(Self {
             kvm,
             supervisor,
-            bus: Bus::new(ports, transports),
+            bus: Bus::new(ports, ioapic, transports),
             loops,
         })
     }
@@ -436,6 +449,8 @@ fn cannot_open(path: &Path) -> impl FnOnce(io::Error) -> BuildError {
 fn cmdline(extra: &str, virtio_devices: usize) -> String {
     let mut line =
         String::from("console=ttyS0 quiet reboot=k panic=-1 no_timer_check tsc=reliable random.trust_cpu=on");
+    // Free pages are reported by huge pages of the host, which serve a guest best while they are whole.
+    line.push_str(" page_reporting.page_reporting_order=9");
     for index in (0u32..).take(virtio_devices) {
         let address = layout::VIRTIO_MMIO + u64::from(index) * layout::VIRTIO_MMIO_SIZE;
         let irq = layout::FIRST_VIRTIO_IRQ + index;
@@ -448,5 +463,3 @@ fn cmdline(extra: &str, virtio_devices: usize) -> String {
     }
     line
 }
-    // Free pages are reported by huge pages of the host, which serve a guest best while they are whole.
-    line.push_str(" page_reporting.page_reporting_order=9");

@@ -15,24 +15,24 @@ use super::JailError;
 const KVM_RUN: u64 = 0xae80;
 /// `_IOR(KVMIO, 0x81, struct kvm_regs)`.
 const KVM_GET_REGS: u64 = 0x8090_ae81;
-/// What tells the state of a vCPU and its VM, in the order of their numbers: `KVM_GET_IRQCHIP`, `_CLOCK`, `_SREGS`,
-/// `_MSRS`, `_LAPIC`, `_MP_STATE`, `_VCPU_EVENTS`, `_PIT2`, `_DEBUGREGS`, `_TSC_KHZ`, `_XSAVE`, `_XCRS`; and
-/// `KVM_KVMCLOCK_CTRL`, which tells a guest that it was paused.
-const KVM_SAVE: [u64; 13] = [
-    0xc208_ae62,
+/// What tells the state of a vCPU and its VM, in the order of their numbers: `KVM_GET_CLOCK`, `_SREGS`, `_MSRS`, `_LAPIC`,
+/// `_MP_STATE`, `_VCPU_EVENTS`, `_DEBUGREGS`, `_TSC_KHZ`, `_XSAVE`, `_XCRS`; and `KVM_KVMCLOCK_CTRL`, which tells a guest that
+/// it was paused.
+const KVM_SAVE: [u64; 11] = [
     0x8030_ae7c,
     0x8138_ae83,
     0xc008_ae88,
     0x8400_ae8e,
     0x8004_ae98,
     0x8040_ae9f,
-    0x8070_ae9f,
     0x8080_aea1,
     0xaea3,
     0x9000_aea4,
     0x8188_aea6,
     0xaead,
 ];
+/// `_IOW(KVMIO, 0x6a, struct kvm_irq_routing)`: the guest changes its I/O APIC.
+const KVM_SET_GSI_ROUTING: u64 = 0x4008_ae6a;
 /// `_IOW(KVMIO, 0x8b, struct kvm_signal_mask)`.
 const KVM_SET_SIGNAL_MASK: u64 = 0x4004_ae8b;
 
@@ -124,7 +124,8 @@ impl Filters {
     pub fn compile() -> Result<Self, JailError> {
         let mut vcpu = rules(&[RUNTIME, VCPU]);
         allow_memory(&mut vcpu)?;
-        vcpu.insert(libc::SYS_ioctl, vec![ioctl(KVM_RUN)?, ioctl(KVM_GET_REGS)?]);
+        let ioctls = [KVM_RUN, KVM_GET_REGS, KVM_SET_GSI_ROUTING].map(ioctl);
+        vcpu.insert(libc::SYS_ioctl, ioctls.into_iter().collect::<Result<_, _>>()?);
 
         let mut device = rules(&[RUNTIME, DEVICE, FORBIDDEN]);
         allow_memory(&mut device)?;
@@ -133,7 +134,7 @@ impl Filters {
         let mut process = rules(&[RUNTIME, DEVICE, VCPU, CONTROL, ABSENT, FORBIDDEN]);
         allow_memory(&mut process)?;
         allow_unix_sockets(&mut process)?;
-        let ioctls = [KVM_RUN, KVM_GET_REGS, KVM_SET_SIGNAL_MASK];
+        let ioctls = [KVM_RUN, KVM_GET_REGS, KVM_SET_GSI_ROUTING, KVM_SET_SIGNAL_MASK];
         process.insert(
             libc::SYS_ioctl,
             ioctls
@@ -199,10 +200,10 @@ fn allow_memory(rules: &mut Rules) -> Result<(), JailError> {
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         rules.insert(call, vec![rule(2, SeccompCmpOp::MaskedEq(executable), 0)?]);
     }
-    Ok(())
     let advice = [u64::from(libc::MADV_DONTNEED.unsigned_abs()), MADV_GUARD_INSTALL];
     let advice = advice.map(|advice| rule(2, SeccompCmpOp::Eq, advice));
     rules.insert(libc::SYS_madvise, advice.into_iter().collect::<Result<_, _>>()?);
+    Ok(())
 }
 
 fn allow_unix_sockets(rules: &mut Rules) -> Result<(), JailError> {

@@ -45,12 +45,19 @@ pub const KVM_TSS: usize = 0xfffb_d000;
 /// The page that Intel VT-x needs for an identity map.
 pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 
-/// Interrupt lines of the IOAPIC.
+/// The most interrupt lines that the IOAPIC has.
 pub const IRQ_LINES: u32 = 24;
 /// Interrupt line of the first serial port.
 pub const SERIAL_IRQ: u32 = 4;
 /// Interrupt line of the first virtio device.
 pub const FIRST_VIRTIO_IRQ: u32 = 5;
+/// How many lines a machine with so many virtio devices has.
+pub fn irq_lines(virtio_devices: usize) -> u32 {
+    u32::try_from(virtio_devices).map_or(IRQ_LINES, |devices| {
+        FIRST_VIRTIO_IRQ.saturating_add(devices).min(IRQ_LINES)
+    })
+}
+
 /// How many virtio devices fit, one interrupt line each.
 pub const MAX_VIRTIO_DEVICES: usize = (IRQ_LINES - FIRST_VIRTIO_IRQ) as usize;
 

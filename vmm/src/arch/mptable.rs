@@ -59,12 +59,12 @@ unsafe impl ByteValued for FloatingPointer {}
 unsafe impl ByteValued for Header {}
 const _: () = assert!(size_of::<FloatingPointer>() == 16 && size_of::<Header>() == 44);
 
-/// Writes the table for `vcpus` CPUs to [`layout::MPTABLE`].
+/// Writes the table for `vcpus` CPUs and `lines` interrupt lines to [`layout::MPTABLE`].
 ///
 /// # Errors
 /// When guest memory does not hold the table's window.
-pub fn write(memory: &GuestMemory, vcpus: u8) -> Result<(), GuestMemoryError> {
-    let table = configuration_table(vcpus);
+pub fn write(memory: &GuestMemory, vcpus: u8, lines: u32) -> Result<(), GuestMemoryError> {
+    let table = configuration_table(vcpus, lines);
     let table_address = layout::MPTABLE + size_of::<FloatingPointer>() as u64;
     let mut pointer = FloatingPointer {
         signature: *b"_MP_",
@@ -78,7 +78,7 @@ pub fn write(memory: &GuestMemory, vcpus: u8) -> Result<(), GuestMemoryError> {
     memory.write_slice(&table, GuestAddress(table_address))
 }
 
-fn configuration_table(vcpus: u8) -> Vec<u8> {
+fn configuration_table(vcpus: u8, lines: u32) -> Vec<u8> {
     let ioapic_id = vcpus;
     let mut entries = Vec::new();
     let mut count = 0;
@@ -92,7 +92,8 @@ fn configuration_table(vcpus: u8) -> Vec<u8> {
     push(b"\x01\x00ISA   ");
     debug_assert_eq!(ENTRY_BUS, 1);
     push(&ioapic(ioapic_id));
-    for line in 0..layout::IRQ_LINES.to_le_bytes()[0] {
+    // Those below are of a PC's own devices, of which there is none.
+    for line in first_line()..lines.min(layout::IRQ_LINES).to_le_bytes()[0] {
         push(&[ENTRY_IO_INTERRUPT, INTERRUPT_VECTORED, 0, 0, 0, line, ioapic_id, line]);
     }
     push(&[ENTRY_LOCAL_INTERRUPT, INTERRUPT_EXT_INT, 0, 0, 0, 0, 0, 0]);
@@ -113,6 +114,10 @@ fn configuration_table(vcpus: u8) -> Vec<u8> {
     header.checksum = checksum(&table);
     table[..size_of::<Header>()].copy_from_slice(header.as_slice());
     table
+}
+
+fn first_line() -> u8 {
+    layout::SERIAL_IRQ.to_le_bytes()[0]
 }
 
 fn processor(id: u8) -> [u8; 20] {
@@ -162,7 +167,7 @@ mod tests {
     fn both_structures_sum_to_zero_and_fit_their_window_for_every_cpu_count() {
         for vcpus in 1..=layout::MAX_VCPUS {
             let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x20_0000)]).unwrap();
-            write(&memory, vcpus).unwrap();
+            write(&memory, vcpus, layout::IRQ_LINES).unwrap();
             let pointer: FloatingPointer = memory.read_obj(GuestAddress(layout::MPTABLE)).unwrap();
             assert_eq!(sum(pointer.as_slice()), 0);
             let header: Header = memory.read_obj(GuestAddress(pointer.table.into())).unwrap();
@@ -177,7 +182,7 @@ mod tests {
 
     #[test]
     fn exactly_one_processor_is_the_bootstrap_processor() {
-        let table = configuration_table(3);
+        let table = configuration_table(3, layout::IRQ_LINES);
         let flags: Vec<u8> = (0..3).map(|cpu| table[size_of::<Header>() + cpu * 20 + 3]).collect();
         assert_eq!(flags, [CPU_ENABLED | CPU_BOOTSTRAP, CPU_ENABLED, CPU_ENABLED]);
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::ioapic::Ioapic;
 use super::legacy::{LegacyPorts, PortEffect};
 use super::virtio::mmio::MmioTransport;
 use crate::arch::layout;
@@ -10,18 +11,24 @@ use crate::arch::layout;
 #[derive(Debug)]
 pub struct Bus {
     ports: LegacyPorts,
+    ioapic: Ioapic,
     virtio: Vec<Arc<MmioTransport>>,
 }
 
 impl Bus {
     /// A bus whose `n`th virtio device has the `n`th window from [`layout::VIRTIO_MMIO`].
-    pub fn new(ports: LegacyPorts, virtio: Vec<Arc<MmioTransport>>) -> Self {
-        Self { ports, virtio }
+    pub fn new(ports: LegacyPorts, ioapic: Ioapic, virtio: Vec<Arc<MmioTransport>>) -> Self {
+        Self { ports, ioapic, virtio }
     }
 
     /// The legacy ports.
     pub(crate) fn ports(&self) -> &LegacyPorts {
         &self.ports
+    }
+
+    /// The I/O APIC.
+    pub(crate) fn ioapic(&self) -> &Ioapic {
+        &self.ioapic
     }
 
     /// The virtio devices, in the order of their windows.
@@ -41,9 +48,12 @@ impl Bus {
 
     /// A load from `address`.
     pub fn mmio_read(&self, address: u64, data: &mut [u8]) {
-        match self.virtio_window(address) {
-            Some((device, offset)) => device.read(offset, data),
-            None => data.fill(0xff),
+        if let Some((device, offset)) = self.virtio_window(address) {
+            device.read(offset, data);
+        } else if let Some(offset) = Ioapic::offset(address) {
+            self.ioapic.read(offset, data);
+        } else {
+            data.fill(0xff);
         }
     }
 
@@ -51,6 +61,8 @@ impl Bus {
     pub fn mmio_write(&self, address: u64, data: &[u8]) {
         if let Some((device, offset)) = self.virtio_window(address) {
             device.write(offset, data);
+        } else if let Some(offset) = Ioapic::offset(address) {
+            self.ioapic.write(offset, data);
         }
     }
 

@@ -4,5 +4,6 @@ pub(crate) mod attach;
 pub mod bus;
 pub mod console;
 pub mod console_log;
+pub mod ioapic;
 pub mod legacy;
 pub mod virtio;
