@@ -154,7 +154,7 @@ fn add_memory(msb: &Msb, sandbox: &Value, dirtied: &mut Figure, private: &mut Fi
 }
 
 /// What the host could still give (proc(5), meminfo).
-fn available_kib() -> f64 {
+pub(crate) fn available_kib() -> f64 {
     let meminfo = std::fs::read_to_string(Path::new("/proc/meminfo")).unwrap_or_default();
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     let kib = line.and_then(|line| line.trim().strip_suffix("kB"));

@@ -2,10 +2,13 @@
 //!
 //! Every figure keeps its raw samples. Nothing here judges: on an emulated host only ratios mean anything.
 
+mod block;
 mod boot;
 mod counts;
 mod figure;
 mod fork;
+mod guest;
+mod idle;
 mod images;
 mod jail;
 mod options;
@@ -14,6 +17,7 @@ mod plot;
 mod report;
 mod ssh;
 mod tracing;
+mod vsock;
 
 use std::process::ExitCode;
 
@@ -22,7 +26,11 @@ use options::Options;
 use report::Report;
 
 fn main() -> ExitCode {
-    let options = match Options::parse(std::env::args().skip(1)) {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some((guest::ARGUMENT, what)) = arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        return guest::main(what.first().map(String::as_str));
+    }
+    let options = match Options::parse(arguments.into_iter()) {
         Ok(options) => options,
         Err(error) => {
             eprintln!("bench: {error}; see scripts/bench --help");
@@ -65,13 +73,16 @@ fn measure(options: &Options) -> Vec<Figure> {
     let mut figures = Vec::new();
     for name in &options.names {
         figures.extend(match name.as_str() {
+            "block" => block::measure(options.samples, options.ssh.bulk_mib),
             "boot" => boot::measure(options.samples),
             "counts" => counts::measure(options.samples),
             "fork" => fork::measure(options.samples, options.forks),
+            "idle" => idle::measure(options.samples, options.sandboxes),
             "images" => images::measure(options.samples, options.rootfs.as_deref().unwrap_or("".as_ref())),
             "jail" => jail::measure(options.samples),
             "peers" => peers::measure(options.samples, &options.peers),
             "ssh-servers" => ssh::measure_servers(options.samples, &options.ssh),
+            "vsock" => vsock::measure(options.samples, options.ssh.bulk_mib),
             _ => ssh::measure(options.samples, &options.ssh),
         });
     }

@@ -8,19 +8,25 @@ use crate::ssh;
 /// Samples of a figure when `--samples` says nothing.
 const SAMPLES: usize = 5;
 
+/// Idle sandboxes side by side when `--sandboxes` says nothing.
+const SANDBOXES: usize = 20;
+
 /// Forks side by side when `--forks` says nothing.
 const FORKS: usize = 20;
 
 /// All benchmarks, in the order in which they are told of.
-const NAMES: [&str; 8] = [
+const NAMES: [&str; 11] = [
+    "block",
     "boot",
     "counts",
     "fork",
+    "idle",
     "images",
     "jail",
     "peers",
     "ssh",
     "ssh-servers",
+    "vsock",
 ];
 
 /// Those that are run when none is named.
@@ -43,6 +49,8 @@ pub(crate) struct Options {
     pub(crate) rootfs: Option<PathBuf>,
     /// How many forks there are side by side.
     pub(crate) forks: usize,
+    /// How many idle sandboxes there are side by side.
+    pub(crate) sandboxes: usize,
     /// Rivals that `peers` measures beside `msb`.
     pub(crate) peers: Vec<Peer>,
 }
@@ -63,6 +71,7 @@ impl Options {
             ssh: ssh::Options::default(),
             rootfs: None,
             forks: FORKS,
+            sandboxes: SANDBOXES,
             peers: Vec::new(),
         };
         while let Some(argument) = arguments.next() {
@@ -77,6 +86,7 @@ impl Options {
                 "--files" => options.ssh.files = number(&argument, &value("number")?)?,
                 "--agent" => options.ssh.agent = Some(value("FILE")?.into()),
                 "--forks" => options.forks = number(&argument, &value("number")?)?,
+                "--sandboxes" => options.sandboxes = number(&argument, &value("number")?)?,
                 "--rootfs" => options.rootfs = Some(value("FILE")?.into()),
                 "--peer" => options.peers.push(value("NAME=PATH")?.parse()?),
                 name if NAMES.contains(&name) => options.names.push(argument),
