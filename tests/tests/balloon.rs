@@ -18,7 +18,7 @@ fn kept(sandbox: &Sandbox<'_>) -> u32 {
 
 /// Has the guest fill and remove a file in memory, and waits until the host has it back.
 fn take_and_free(sandbox: &Sandbox<'_>) {
-    let take = format!("head -c {TAKEN}K /dev/zero >/tmp/taken");
+    let take = format!("head -c {TAKEN}k /dev/zero >/tmp/taken");
     sandbox.ssh(&take).expect(0);
     let full = kept(sandbox);
     assert!(full >= TAKEN, "the guest took {TAKEN} KiB, and the host gave {full}");
@@ -52,7 +52,7 @@ fn a_restored_guest_gives_memory_back_and_keeps_what_it_uses() {
     let msb = Msb::new();
     let source = msb.create_with("source", &["--memory", "512M"]);
     source
-        .ssh("head -c 8M /dev/urandom >/tmp/canary && sync && head -c 64M /dev/urandom >/tmp/gone")
+        .ssh("head -c 8m /dev/urandom >/tmp/canary && sync && head -c 64m /dev/urandom >/tmp/gone")
         .expect(0);
     let hash = source.ssh("sha256sum /tmp/canary").expect(0).text();
     let snapshot = msb.scratch("snapshot");
@@ -68,7 +68,7 @@ fn a_restored_guest_gives_memory_back_and_keeps_what_it_uses() {
     assert_eq!(copy.ssh("sha256sum /tmp/canary").expect(0).text(), hash);
     // New pages are empty, whatever the snapshot had there.
     let zeros = copy
-        .ssh("head -c 64M /dev/zero >/tmp/new && tr -d '\\0' </tmp/new | wc -c")
+        .ssh("head -c 64m /dev/zero >/tmp/new && tr -d '\\0' </tmp/new | wc -c")
         .expect(0);
     assert_eq!(zeros.text().trim(), "0");
     assert_eq!(source.ssh("sha256sum /tmp/canary").expect(0).text(), hash);
