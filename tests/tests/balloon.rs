@@ -52,7 +52,7 @@ fn a_restored_guest_gives_memory_back_and_keeps_what_it_uses() {
     let msb = Msb::new();
     let source = msb.create_with("source", &["--memory", "512M"]);
     source
-        .ssh("head -c 8m /dev/urandom >/tmp/canary && sync && head -c 64m /dev/urandom >/tmp/gone")
+        .ssh("head -c 1m /dev/urandom >/tmp/canary && sync && head -c 16m /dev/urandom >/tmp/gone")
         .expect(0);
     let hash = source.ssh("sha256sum /tmp/canary").expect(0).text();
     let snapshot = msb.scratch("snapshot");
