@@ -37,8 +37,9 @@ impl VmMemory {
             let kib = value.parse::<u32>().unwrap_or(0);
             match key {
                 "Size:" => is_guest = u64::from(kib) >= guest_mib << 10,
-                "Private_Clean:" | "Private_Dirty:" if is_guest => memory.guest_private += kib,
-                "Private_Clean:" | "Private_Dirty:" => memory.other_private += kib,
+                // Pages of a saved memory that nobody else maps are private, too, though they are the file's.
+                "Anonymous:" if is_guest => memory.guest_private += kib,
+                "Private_Clean:" | "Private_Dirty:" if !is_guest => memory.other_private += kib,
                 "Rss:" if !is_guest => memory.other_resident += kib,
                 _ => {}
             }
@@ -71,7 +72,8 @@ Private_Dirty:         4 kB
 Size:               1024 kB
 Rss:                 900 kB
 Private_Clean:         0 kB
-Private_Dirty:       100 kB
+Private_Dirty:       800 kB
+Anonymous:           100 kB
 ";
         let expected = VmMemory {
             guest_private: 100,
