@@ -1,5 +1,7 @@
 //! `msb ls`
 
+use std::time::Duration;
+
 use clap::Args;
 use jiff::Timestamp;
 
@@ -60,7 +62,7 @@ pub(super) fn run(args: &LsArgs, context: &Context) -> Result<u8, CliError> {
 }
 
 fn table(views: &[SandboxView]) -> String {
-    let header = ["NAME", "ID", "STATE", "CPUS", "MEMORY", "CREATED", ""]
+    let header = ["NAME", "ID", "STATE", "CPUS", "MEMORY", "CREATED", "LEFT", ""]
         .map(str::to_owned)
         .to_vec();
     let row = |view: &SandboxView| {
@@ -71,19 +73,30 @@ fn table(views: &[SandboxView]) -> String {
             view.cpus.to_string(),
             Memory { mib: view.memory_mib }.to_string(),
             age(Timestamp::now().as_second() - view.created_at.as_second()),
+            view.seconds_left.map_or_else(|| "-".into(), left),
             view.message.clone().unwrap_or_default(),
         ]
     };
     output::table(&std::iter::once(header).chain(views.iter().map(row)).collect::<Vec<_>>())
 }
 
-/// A duration in its largest whole unit.
+/// How long ago something was.
 pub(super) fn age(seconds: i64) -> String {
-    match seconds.max(0) {
-        s @ 0..60 => format!("{s}s ago"),
-        s @ 60..3600 => format!("{}m ago", s / 60),
-        s @ 3600..86_400 => format!("{}h ago", s / 3600),
-        s => format!("{}d ago", s / 86_400),
+    whole_units(u64::try_from(seconds).unwrap_or(0)) + " ago"
+}
+
+/// How long something has yet, at least.
+fn left(seconds: f64) -> String {
+    whole_units(Duration::try_from_secs_f64(seconds).unwrap_or_default().as_secs())
+}
+
+/// A duration in its largest whole unit.
+fn whole_units(seconds: u64) -> String {
+    match seconds {
+        s @ 0..60 => format!("{s}s"),
+        s @ 60..3600 => format!("{}m", s / 60),
+        s @ 3600..86_400 => format!("{}h", s / 3600),
+        s => format!("{}d", s / 86_400),
     }
 }
 
@@ -103,5 +116,6 @@ mod tests {
         for (seconds, text) in ages {
             assert_eq!(age(seconds), text);
         }
+        assert_eq!((left(0.9), left(3599.9)), ("0s".into(), "59m".into()));
     }
 }

@@ -42,6 +42,7 @@ mod stop;
 mod timeout;
 mod view;
 mod wait;
+mod watch;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -98,6 +99,7 @@ enum Verb {
     Attach(attach::AttachArgs),
     Ssh(ssh::SshArgs),
     Cp(cp::CpArgs),
+    Watch(watch::WatchArgs),
     Image(image::ImageArgs),
     SshBridge(ssh_bridge::BridgeArgs),
     SshConfig(ssh_config::SshConfigArgs),
@@ -222,6 +224,7 @@ fn dispatch(verb: Verb, began_us: u64) -> Result<u8, CliError> {
         Verb::Attach(args) => attach::run(&args, &context),
         Verb::Ssh(args) => ssh::run(&args, &context),
         Verb::Cp(args) => cp::run(&args, &context),
+        Verb::Watch(args) => watch::run(&args, &context),
         Verb::Image(args) => image::run(&args, &context),
         Verb::SshBridge(args) => ssh_bridge::run(&args, &context),
         Verb::SshConfig(args) => ssh_config::run(&args, &context),

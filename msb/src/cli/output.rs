@@ -53,6 +53,19 @@ fn harmless(said: &[u8]) -> String {
     harmless
 }
 
+/// A guest's words as a part of one line, whether or not a terminal shows it: control characters as Rust writes them.
+pub(super) fn escaped(text: &str) -> String {
+    text.chars()
+        .map(|c| {
+            if c.is_control() {
+                c.escape_default().to_string()
+            } else {
+                c.to_string()
+            }
+        })
+        .collect()
+}
+
 /// Whether somebody types here and sees what is written.
 pub(super) fn is_terminal() -> bool {
     io::stdin().is_terminal() && io::stdout().is_terminal()

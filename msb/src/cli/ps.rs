@@ -11,8 +11,9 @@ use serde::Serialize;
 
 use super::error::{CliError, cannot};
 use super::ls::age;
+use super::output::{self, escaped};
 use super::spec_args::{BootTimeout, LoginUser};
-use super::{Context, output, processes};
+use super::{Context, processes};
 use crate::processes::{Info, ProcessEnd, Program};
 use crate::{Sandbox, quote};
 
@@ -140,17 +141,4 @@ fn table(views: &[ProcessView]) -> String {
     };
     let header = header.map(str::to_owned).to_vec();
     output::table(&std::iter::once(header).chain(views.iter().map(row)).collect::<Vec<_>>())
-}
-
-/// A guest's words, which must not speak to the terminal.
-fn escaped(text: &str) -> String {
-    text.chars()
-        .map(|c| {
-            if c.is_control() {
-                c.escape_default().to_string()
-            } else {
-                c.to_string()
-            }
-        })
-        .collect()
 }
