@@ -15,6 +15,15 @@ pub struct Limits {
     pub layers: usize,
 }
 
+impl Limits {
+    /// What a tar archive of an image may have that is as large as it may be, in bytes: its contents and names, and four
+    /// blocks for each entry.
+    pub fn archive_bytes(&self) -> u64 {
+        let blocks = self.entries.saturating_mul(4 * 512);
+        self.bytes.saturating_add(self.metadata).saturating_add(blocks)
+    }
+}
+
 impl Default for Limits {
     /// A million entries, 64 GiB, 512 MiB of names and attributes, 512 layers.
     fn default() -> Self {
@@ -83,6 +92,11 @@ impl Budget {
             return Err(LimitError::Metadata(self.limits.metadata));
         }
         Ok(())
+    }
+
+    /// How many more bytes files may have.
+    pub fn bytes_left(&self) -> u64 {
+        self.limits.bytes.saturating_sub(self.bytes)
     }
 
     /// Counts a file's size, holes included.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 /// Stamps of a start. Those of the host are `CLOCK_MONOTONIC` in microseconds, which all processes share; those of the
 /// guest are its uptime. A phase that was not reached has none.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Timings {
     /// The VMM process runs msb's code.
     pub vmm_started_us: Option<u64>,

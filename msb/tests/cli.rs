@@ -8,6 +8,7 @@ use machine::Machine;
 use msb::Store;
 use msb::events::Events;
 use msb::store::layout::Layout;
+use serde_json::json;
 
 impl Machine {
     fn id_of_new(&self, arguments: &[&str]) -> String {
@@ -114,6 +115,144 @@ fn a_name_is_given_once() {
     assert_eq!(machine.sandboxes(), [id]);
     assert!(machine.msb(&["rm", "box"]).status.success());
     machine.id_of_new(&["--name", "box"]);
+}
+
+#[test]
+fn of_many_that_want_one_name_at_once_one_gets_it() {
+    let machine = Machine::new();
+    let creates: Vec<_> = (0..8)
+        .map(|_| {
+            let mut create = machine.command(&["create", "--no-start", "--name", "box"]);
+            create.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    let outputs: Vec<Output> = creates
+        .into_iter()
+        .map(|create| create.wait_with_output().unwrap())
+        .collect();
+    let (created, refused): (Vec<_>, Vec<_>) = outputs.iter().partition(|output| output.status.success());
+    assert_eq!(created.len(), 1, "{outputs:?}");
+    let id = String::from_utf8_lossy(&created[0].stdout).trim().to_owned();
+    for output in refused {
+        assert_refused(output, &["'box' is taken", "msb rm box"]);
+    }
+    assert_eq!(machine.sandboxes(), [id]);
+    let known_hosts = std::fs::read_to_string(machine.path("home/known_hosts")).unwrap();
+    assert_eq!(known_hosts.lines().count(), 1, "{known_hosts}");
+}
+
+#[test]
+fn a_record_that_is_wrong_is_told_by_its_file_and_key() {
+    let machine = Machine::new();
+    let id = machine.id_of_new(&["--name", "box"]);
+    let root = machine.path("root");
+    std::fs::create_dir(&root).unwrap();
+    assert!(
+        machine
+            .msb(&["image", "import", root.to_str().unwrap(), "app:1"])
+            .status
+            .success()
+    );
+    let of_sandbox = |name: &str| machine.path("home/sandboxes").join(&id).join(name);
+    let images = std::fs::read_dir(machine.path("home/images")).unwrap().flatten();
+    let image = images
+        .map(|entry| entry.path().join("image.json"))
+        .find(|path| path.is_file())
+        .unwrap();
+    let json = |path: &std::path::Path| -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+    };
+    let run = json!({
+        "run_id": "a", "process": { "pid": 1, "start_ticks": 1, "boot_id": "b" }, "vm": null,
+        "started_at": "2026-01-01T00:00:00Z", "socket": "/s",
+    });
+    let stamp = "2026-01-01T00:00:00Z";
+    let ready = json!({ "run_id": "a", "ready_at": stamp, "agent": "1", "timings": {} });
+    let paused = json!({ "run_id": "a", "paused_at": stamp });
+    let exit = json!({ "run_id": "a", "ended_at": stamp, "reason": "killed", "message": "m" });
+    let deadline = json!({ "run_id": "a", "at": stamp, "boot_time": { "secs": 1, "nanos": 0 }, "end": "stop" });
+    let refs = machine.path("home/images/refs.json");
+    let cases = [
+        (of_sandbox("run.json"), run, "/process/pid", "process.pid"),
+        (of_sandbox("ready.json"), ready, "/timings", "timings"),
+        (of_sandbox("paused.json"), paused, "/paused_at", "paused_at"),
+        (of_sandbox("exit.json"), exit, "/reason", "reason"),
+        (of_sandbox("deadline.json"), deadline, "/end", "end"),
+        (image.clone(), json(&image), "/config", "config"),
+        (refs.clone(), json(&refs), "/docker.io~1library~1app:1", "app:1"),
+        // The last: nothing else of the sandbox can be read without it.
+        (
+            of_sandbox("config.json"),
+            json(&of_sandbox("config.json")),
+            "/id",
+            "at id",
+        ),
+        (
+            of_sandbox("config.json"),
+            json(&of_sandbox("config.json")),
+            "/spec/cpus",
+            "spec.cpus",
+        ),
+    ];
+    for (path, right, pointer, key) in cases {
+        let file = path.to_str().unwrap();
+        let mut wrong = right.clone();
+        *wrong.pointer_mut(pointer).unwrap() = json!(["of another type"]);
+        let mut unknown = right.clone();
+        unknown["from_the_future"] = json!(1);
+        for (value, named) in [(wrong, key), (unknown, "from_the_future")] {
+            std::fs::write(&path, value.to_string()).unwrap();
+            let verb: &[&str] = if file.contains("images") {
+                &["image", "ls"]
+            } else {
+                &["inspect", "box"]
+            };
+            assert_refused(&machine.msb(verb), &["cannot understand", file, named]);
+        }
+        std::fs::write(&path, right.to_string()).unwrap();
+        for verb in [&["inspect", "box"][..], &["image", "ls"]] {
+            assert!(machine.msb(verb).status.success(), "{path:?}");
+        }
+    }
+}
+
+#[test]
+fn a_configuration_of_another_sandbox_is_told() {
+    let machine = Machine::new();
+    let (id, other) = (machine.id_of_new(&["--name", "box"]), machine.id_of_new(&[]));
+    let config = |id: &str| machine.path("home/sandboxes").join(id).join("config.json");
+    std::fs::copy(config(&other), config(&id)).unwrap();
+    assert_refused(
+        &machine.msb(&["inspect", "box"]),
+        &[config(&id).to_str().unwrap(), "at id", &other],
+    );
+}
+
+#[test]
+fn what_ran_when_the_host_went_down_is_told_and_can_be_removed() {
+    let machine = Machine::new();
+    let id = machine.id_of_new(&["--name", "box"]);
+    let dir = machine.path("home/sandboxes").join(&id);
+    let run = json!({
+        "run_id": "a", "process": { "pid": std::process::id(), "start_ticks": 1, "boot_id": "of another boot" },
+        "vm": null, "started_at": "2026-01-01T00:00:00Z", "socket": "/s",
+    });
+    let ready = json!({ "run_id": "a", "ready_at": "2026-01-01T00:00:00Z", "agent": "1", "timings": {} });
+    std::fs::write(dir.join("run.json"), run.to_string()).unwrap();
+    std::fs::write(dir.join("ready.json"), ready.to_string()).unwrap();
+    let inspected: serde_json::Value = serde_json::from_slice(&machine.msb(&["inspect", "box"]).stdout).unwrap();
+    assert_eq!(inspected["state"], "crashed");
+    let message = inspected["message"].as_str().unwrap();
+    assert!(
+        message.contains("the host went down") && message.contains("msb start"),
+        "{message}"
+    );
+    assert_refused(&machine.msb(&["ssh", "box"]), &["crashed", "msb start box"]);
+    assert!(
+        machine.msb(&["stop", "box"]).status.success(),
+        "no other process is taken for its own"
+    );
+    assert!(machine.msb(&["rm", "box"]).status.success());
 }
 
 #[test]

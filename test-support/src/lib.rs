@@ -1,5 +1,8 @@
 //! What the tests of several crates share. Everything panics where it cannot do what it is asked for.
 
+pub mod images;
+pub mod registry;
+
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;

@@ -104,8 +104,10 @@ pub fn apply(
         };
         tree.insert(&path, attributes, kind)?;
     }
-    io::copy(reader, &mut io::sink()).map_err(LayerError::Rest)?;
-    Ok(())
+    // What is there counts: it is unpacked, too.
+    let mut rest = reader.take(budget.bytes_left().saturating_add(1));
+    let behind = io::copy(&mut rest, &mut io::sink()).map_err(LayerError::Rest)?;
+    Ok(budget.file(behind)?)
 }
 
 /// Whether `path` is that of a whiteout, which is then applied.

@@ -275,6 +275,21 @@ fn a_checksum_behind_the_archive_is_looked_at() {
 }
 
 #[test]
+fn what_comes_behind_the_archive_counts_as_its_files_do() {
+    let limits = Limits {
+        bytes: 1 << 20,
+        ..Limits::default()
+    };
+    let layer = archive(|builder| add_file(builder, "a", &[7; 5000]));
+    let endless = |bytes: u64| layer.as_slice().chain(io::repeat(0).take(bytes));
+    for (bytes, fits) in [(1 << 19, true), (u64::MAX, false)] {
+        let Image { tree, spool, budget } = &mut Image::limited(limits);
+        let applied = apply(&mut endless(bytes), Whiteouts::Apply, tree, spool, budget);
+        assert_eq!(applied.is_ok(), fits, "{applied:?}");
+    }
+}
+
+#[test]
 fn files_named_like_whiteouts_are_files_where_nothing_lies_below() {
     let layer = archive(|builder| add_file(builder, "a/.wh.b", b"kept"));
     let mut image = Image::new();

@@ -284,6 +284,18 @@ impl Challenge {
     }
 }
 
+#[cfg(fuzzing)]
+pub(super) fn parse_challenge(text: &str) {
+    let _ = Challenge::parse(text);
+}
+
+#[cfg(fuzzing)]
+pub(super) fn parse_logins(json: &[u8]) {
+    if let Ok(Some(credentials)) = Credentials::in_config(json, "r.example") {
+        let _ = credentials.basic();
+    }
+}
+
 /// Up to the closing quote, and what comes behind it.
 fn unquote(text: &str) -> Option<(String, &str)> {
     let mut value = String::new();

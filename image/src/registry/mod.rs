@@ -28,6 +28,18 @@ const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, application/vn
 /// How deep indexes may lie in each other.
 const MAX_DEPTH: usize = 4;
 
+/// Reads a value of `WWW-Authenticate`.
+#[cfg(fuzzing)]
+pub fn parse_challenge(text: &str) {
+    auth::parse_challenge(text);
+}
+
+/// Reads what `docker login` wrote.
+#[cfg(fuzzing)]
+pub fn parse_logins(json: &[u8]) {
+    auth::parse_logins(json);
+}
+
 /// How to talk to a registry.
 #[derive(Clone, Debug)]
 pub struct RegistryOptions {

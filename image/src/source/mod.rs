@@ -3,6 +3,7 @@
 
 mod docker;
 mod layout;
+mod stream;
 
 use std::fs::File;
 use std::io::{self, Read, Seek as _, SeekFrom};
@@ -14,7 +15,10 @@ use crate::config::{ConfigError, ParsedConfig};
 use crate::digest::Digest;
 use crate::layer::index::{Index, IndexError};
 use crate::layer::{DecompressError, Decompressed};
+use crate::limits::{LimitError, Limits};
 use crate::manifest::{MAX_SIZE, ManifestError};
+
+pub use stream::Stream;
 
 /// What an image is packed as.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -41,6 +45,14 @@ pub enum SourceError {
     /// It cannot be unpacked for a moment.
     #[error("cannot write a temporary copy")]
     Copy(#[source] io::Error),
+    /// It is too large to be unpacked for a moment.
+    #[error("cannot use {}", path.display())]
+    Limit {
+        /// The file.
+        path: PathBuf,
+        /// How large it may be.
+        source: LimitError,
+    },
     /// It is packed with something else.
     #[error("cannot unpack {}", path.display())]
     Decompress {
@@ -123,7 +135,7 @@ pub enum Source {
     /// A directory to be taken as it is.
     Directory(PathBuf),
     /// A tar archive of one, packed or not.
-    Tar(File),
+    Tar(Stream),
     /// An image in layers.
     Image(Box<PackedImage>),
 }
@@ -163,20 +175,32 @@ impl PackedImage {
     }
 }
 
-/// Finds out what is at `path` and opens it. Of several images, `wanted` names one. What must be unpacked to be read goes
-/// into a temporary file in `scratch`.
+/// How to open a source.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenOptions<'a> {
+    /// What it is packed as; found out when it is not said.
+    pub format: Option<Format>,
+    /// Which of several images.
+    pub wanted: Option<&'a str>,
+    /// A directory for a temporary file: what must be unpacked to be read, or comes in a stream, goes there.
+    pub scratch: &'a Path,
+    /// How much the image may hold, and with it that file.
+    pub limits: Limits,
+}
+
+/// Finds out what is at `path`, `-` for standard input, and opens it.
 ///
 /// # Errors
 /// When it cannot be read, or is no image.
-pub fn open(path: &Path, format: Option<Format>, wanted: Option<&str>, scratch: &Path) -> Result<Source, SourceError> {
+pub fn open(path: &Path, options: OpenOptions<'_>) -> Result<Source, SourceError> {
     let read = |source| SourceError::Read {
         path: path.into(),
         source,
     };
     if path.is_dir() {
         let is_layout = path.join("oci-layout").is_file() && path.join("index.json").is_file();
-        return match format {
-            Some(Format::Oci) | None if is_layout => layout::open(Files::Directory(path.into()), wanted)
+        return match options.format {
+            Some(Format::Oci) | None if is_layout => layout::open(Files::Directory(path.into()), options.wanted)
                 .map(Box::new)
                 .map(Source::Image),
             Some(Format::Oci | Format::Docker) => Err(SourceError::Not {
@@ -186,43 +210,42 @@ pub fn open(path: &Path, format: Option<Format>, wanted: Option<&str>, scratch: 
             Some(Format::Rootfs) | None => Ok(Source::Directory(path.into())),
         };
     }
-    let file = match path.to_str() {
-        Some("-") => spooled(io::stdin().lock(), scratch)?,
-        _ => File::open(path).map_err(read)?,
-    };
-    if !file.metadata().map_err(read)?.is_file() {
-        let copy = spooled(file, scratch)?;
-        return open_archive(copy, path, format, wanted, scratch);
+    if path.to_str() == Some("-") {
+        return open_stream(io::stdin(), path, options);
     }
-    open_archive(file, path, format, wanted, scratch)
+    let file = File::open(path).map_err(read)?;
+    match file.metadata().map_err(read)?.is_file() {
+        true => open_archive(file, path, options),
+        false => open_stream(file, path, options),
+    }
 }
 
-fn open_archive(
-    mut file: File,
-    path: &Path,
-    format: Option<Format>,
-    wanted: Option<&str>,
-    scratch: &Path,
-) -> Result<Source, SourceError> {
-    let failed = |source| SourceError::Decompress {
+/// Only what may be an image in layers must be a file. Anything else is taken as it comes.
+fn open_stream(reader: impl Read + 'static, path: &Path, options: OpenOptions<'_>) -> Result<Source, SourceError> {
+    let (beginning, stream) = Stream::begin(reader).map_err(|source| SourceError::Read {
         path: path.into(),
         source,
-    };
-    if format == Some(Format::Rootfs) {
-        return Ok(Source::Tar(file));
+    })?;
+    if may_be_layered(&beginning[..], path, options.format)?.is_none() {
+        return Ok(Source::Tar(stream));
     }
-    let mut plain = Decompressed::new(&file).map_err(failed)?;
-    let mut block = [0; 512];
-    let begins = plain.read_exact(&mut block).is_ok();
-    let is_packed = !matches!(plain, Decompressed::Plain(_));
-    drop(plain);
+    let file = stream::spooled(stream, path, options)?;
+    open_archive(file, path, options)
+}
+
+fn open_archive(mut file: File, path: &Path, options: OpenOptions<'_>) -> Result<Source, SourceError> {
+    let format = options.format;
+    let layered = may_be_layered(&file, path, format)?;
     file.rewind().map_err(SourceError::Copy)?;
-    if format.is_none() && !(begins && may_be_image(&block)) {
-        return Ok(Source::Tar(file));
-    }
+    let Some(is_packed) = layered else {
+        return Ok(Source::Tar(Stream::of(file)));
+    };
     if is_packed {
-        let plain = Decompressed::new(&file).map_err(failed)?;
-        file = spooled(plain, scratch)?;
+        let plain = Decompressed::new(file).map_err(|source| SourceError::Decompress {
+            path: path.into(),
+            source,
+        })?;
+        file = stream::spooled(plain, path, options)?;
     }
     let index = Index::read(io::BufReader::with_capacity(1 << 20, &file));
     let index = match index {
@@ -237,6 +260,7 @@ fn open_archive(
         index.get("oci-layout").and(index.get("index.json")),
     );
     let files = Files::Archive(Arc::new(file), index);
+    let wanted = options.wanted;
     match format {
         Some(Format::Docker) | None if has_docker.is_some() => {
             docker::open(files, wanted).map(Box::new).map(Source::Image)
@@ -250,8 +274,23 @@ fn open_archive(
     }
 }
 
+/// Of what may be an image in layers, whether it is packed; nothing for a plain archive.
+fn may_be_layered(beginning: impl Read, path: &Path, format: Option<Format>) -> Result<Option<bool>, SourceError> {
+    if format == Some(Format::Rootfs) {
+        return Ok(None);
+    }
+    let mut plain = Decompressed::new(beginning).map_err(|source| SourceError::Decompress {
+        path: path.into(),
+        source,
+    })?;
+    let mut block = [0; 512];
+    let begins = plain.read_exact(&mut block).is_ok();
+    let is_packed = !matches!(plain, Decompressed::Plain(_));
+    Ok((format.is_some() || (begins && begins_as_image(&block))).then_some(is_packed))
+}
+
 /// Whether an archive that begins so may be one of an image in layers: these have few names at their top.
-fn may_be_image(header: &[u8; 512]) -> bool {
+fn begins_as_image(header: &[u8; 512]) -> bool {
     const KNOWN: [&str; 5] = ["blobs", "manifest.json", "oci-layout", "index.json", "repositories"];
     let name = tar::Header::from_byte_slice(header).path_bytes().into_owned();
     let name = String::from_utf8_lossy(&name).into_owned();
@@ -259,14 +298,6 @@ fn may_be_image(header: &[u8; 512]) -> bool {
     let is_digest = |name: &str| name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
     let stem = first.split('.').next().unwrap_or_default();
     first.is_empty() || KNOWN.contains(&first) || is_digest(stem) || stem == "pax_global_header"
-}
-
-/// A temporary file with all of `reader`.
-fn spooled(mut reader: impl Read, scratch: &Path) -> Result<File, SourceError> {
-    let mut file = tempfile::tempfile_in(scratch).map_err(SourceError::Copy)?;
-    io::copy(&mut reader, &mut file).map_err(SourceError::Copy)?;
-    file.rewind().map_err(SourceError::Copy)?;
-    Ok(file)
 }
 
 /// The files that an image in layers consists of.
@@ -312,12 +343,12 @@ impl Files {
         }
     }
 
-    fn into_tar(self) -> Result<File, SourceError> {
+    fn into_tar(self) -> Result<Stream, SourceError> {
         match self {
             Self::Archive(file, _) => {
                 let mut file = file.try_clone().map_err(SourceError::Copy)?;
                 file.seek(SeekFrom::Start(0)).map_err(SourceError::Copy)?;
-                Ok(file)
+                Ok(Stream::of(file))
             }
             Self::Directory(path) => Err(SourceError::Not { path, what: "archive" }),
         }

@@ -31,11 +31,20 @@ fn docker_archive(config: &str) -> Vec<u8> {
     archive(&files)
 }
 
+fn options<'a>(format: Option<Format>, wanted: Option<&'a str>, scratch: &'a Path) -> OpenOptions<'a> {
+    OpenOptions {
+        format,
+        wanted,
+        scratch,
+        limits: Limits::default(),
+    }
+}
+
 fn opened(bytes: &[u8], wanted: Option<&str>) -> Result<Source, SourceError> {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("archive");
     std::fs::write(&path, bytes).unwrap();
-    open(&path, None, wanted, directory.path())
+    open(&path, options(None, wanted, directory.path()))
 }
 
 fn layout_files() -> Vec<(String, Vec<u8>)> {
@@ -93,7 +102,7 @@ fn a_layout_is_found_as_a_directory_and_as_an_archive() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, contents).unwrap();
     }
-    assert_whole(open(directory.path(), None, None, Path::new("/tmp")), "v1");
+    assert_whole(open(directory.path(), options(None, None, Path::new("/tmp"))), "v1");
     let borrowed: Vec<(&str, &[u8])> = files
         .iter()
         .map(|(name, bytes)| (name.as_str(), bytes.as_slice()))

@@ -5,6 +5,7 @@ use std::fmt::Display;
 use std::io;
 
 use crate::report;
+use crate::store::layout::Layout;
 
 /// Exit status of msb's own errors.
 pub(super) const OWN_ERROR: u8 = 125;
@@ -24,7 +25,7 @@ impl CliError {
     pub(super) fn cannot(doing: impl Display, error: &(dyn Error + 'static)) -> Self {
         let mut message = format!("cannot {doing}: {}", report::one_line(error));
         if is_disk_full(error) {
-            message.push_str("; free some space, or set MSB_HOME to a directory on another disk");
+            message.push_str(&more_space());
         }
         Self {
             message,
@@ -49,6 +50,15 @@ impl CliError {
 /// For `map_err`: what could not be done.
 pub(super) fn cannot<E: Error + 'static>(doing: impl Display) -> impl FnOnce(E) -> CliError {
     move |error| CliError::cannot(doing, &error)
+}
+
+/// What to do about a full disk, most likely that of the state.
+fn more_space() -> String {
+    let home = Layout::from_environment().map(|layout| format!(" on the disk of {}", layout.home.display()));
+    format!(
+        "; free some space{}, or set MSB_HOME to a directory on another disk",
+        home.unwrap_or_default()
+    )
 }
 
 fn is_disk_full(error: &(dyn Error + 'static)) -> bool {

@@ -67,10 +67,15 @@ impl Images {
         progress: Progress<'_>,
     ) -> Result<ImageRecord, ImportError> {
         let new = NewImage::begin(self)?;
-        let wanted = options.wanted.as_deref();
+        let open = source::OpenOptions {
+            format: options.format,
+            wanted: options.wanted.as_deref(),
+            scratch: new.dir.as_path(),
+            limits: options.limits,
+        };
         let label = path.display().to_string();
         let mut names = options.names.clone();
-        let record = match source::open(path, options.format, wanted, new.dir.as_path())? {
+        let record = match source::open(path, open)? {
             Source::Image(image) => {
                 if names.is_empty() {
                     names.extend(image.names.iter().filter_map(|name| name.parse().ok()));

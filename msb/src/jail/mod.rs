@@ -34,7 +34,7 @@ pub enum Isolation {
 
 /// Which layers hold around a guest.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Layers {
     /// Namespaces of its own, and an empty root directory.
     pub namespaces: bool,

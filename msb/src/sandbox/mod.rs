@@ -21,6 +21,7 @@ mod watch;
 pub use create::CreateError;
 
 use config::Config;
+use serde::de::Error as _;
 use state::State;
 
 use crate::store::files::{FileError, read_json};
@@ -49,8 +50,14 @@ impl Sandbox {
     /// # Errors
     /// When there is none or its configuration cannot be read.
     pub fn open(store: &Store, id: &SandboxId) -> Result<Self, StoreError> {
-        let config = read_json(&store.layout().sandbox(id).config())?;
+        let path = store.layout().sandbox(id).config();
+        let config: Option<Config> = read_json(&path)?;
         let config = config.ok_or_else(|| StoreError::Unknown(id.to_string()))?;
+        if config.id != *id {
+            let source = serde_json::Error::custom(format_args!("it is that of sandbox {}", config.id));
+            let key = "id".into();
+            return Err(FileError::Malformed { path, key, source }.into());
+        }
         Ok(Self {
             store: store.clone(),
             config,

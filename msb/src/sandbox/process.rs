@@ -24,6 +24,11 @@ impl ProcessIdentity {
         })
     }
 
+    /// Whether the host was started again since.
+    pub(crate) fn is_of_earlier_boot(&self) -> bool {
+        boot_id().is_ok_and(|boot_id| boot_id != self.boot_id)
+    }
+
     /// The process, if it still lives.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ use crate::timings::Timings;
 
 /// The content of `run.json`: which run is, or was, the latest.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct RunRecord {
     /// Tells this run's records from those of other runs.
     pub run_id: String,
@@ -28,6 +29,7 @@ pub struct RunRecord {
 
 /// The process in which a guest runs. It lives no longer than its VMM process.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct VmProcess {
     /// Process id.
     pub pid: i32,
@@ -37,6 +39,7 @@ pub struct VmProcess {
 
 /// A process, also after its pid was given to another one.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct ProcessIdentity {
     /// Process id.
     pub pid: i32,
@@ -48,6 +51,7 @@ pub struct ProcessIdentity {
 
 /// The content of `ready.json`: the agent serves SSH.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct ReadyRecord {
     /// The run this is about.
     pub run_id: String,
@@ -61,6 +65,7 @@ pub struct ReadyRecord {
 
 /// The content of `paused.json`: the guest stands still until it is told to go on.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct PauseRecord {
     /// The run this is about.
     pub run_id: String,
@@ -79,6 +84,7 @@ pub struct WaitRecord {
 
 /// The content of `deadline.json`: when a run will be ended that has not ended before. Absent while its time has no limit.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct DeadlineRecord {
     /// The run this is about.
     pub run_id: String,
@@ -92,6 +98,7 @@ pub struct DeadlineRecord {
 
 /// The content of `exit.json`: how a run ended.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct ExitRecord {
     /// The run this is about.
     pub run_id: String,

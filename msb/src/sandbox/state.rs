@@ -1,6 +1,6 @@
 //! The state of a sandbox: derived from its lock and its records, never stored.
 
-use super::records::{ExitReason, ExitRecord, PauseRecord, ReadyRecord, RunRecord, WaitRecord};
+use super::records::{ExitReason, ExitRecord, PauseRecord, ProcessIdentity, ReadyRecord, RunRecord, WaitRecord};
 use crate::pools::PoolRef;
 use crate::store::files::{self, FileError};
 use crate::store::names::SandboxId;
@@ -181,12 +181,20 @@ fn derive(held: bool, records: Records) -> State {
         (true, None, None) => State::Starting { run: Some(run) },
         (false, Some(exit), _) => ended(exit),
         (false, None, _) => State::Crashed {
-            message: format!(
-                "the VMM process {} died without a word; see `msb logs --vmm`",
-                run.process.pid
-            ),
+            message: vanished(&run.process),
             exit: None,
         },
+    }
+}
+
+/// What became of a VMM process that left no record of its end.
+fn vanished(process: &ProcessIdentity) -> String {
+    match process.is_of_earlier_boot() {
+        true => "the host went down while it ran; `msb start` starts it again".into(),
+        false => format!(
+            "the VMM process {} died without a word; see `msb logs --vmm`",
+            process.pid
+        ),
     }
 }
 
@@ -203,7 +211,6 @@ fn ended(exit: ExitRecord) -> State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sandbox::records::ProcessIdentity;
     use crate::timings::Timings;
     use jiff::Timestamp;
 
@@ -334,13 +341,23 @@ mod tests {
             ..Records::default()
         };
         assert_eq!(derive(false, records).message(), Some("why"));
-        let records = Records {
-            run: run("a"),
-            ..Records::default()
+        let mut died = run("a").unwrap();
+        died.process.boot_id = ProcessIdentity::of_self().unwrap().boot_id;
+        let message = |run| {
+            let records = Records {
+                run: Some(run),
+                ..Records::default()
+            };
+            derive(false, records).message().map(str::to_owned)
         };
         assert_eq!(
-            derive(false, records).message(),
+            message(died).as_deref(),
             Some("the VMM process 7 died without a word; see `msb logs --vmm`")
+        );
+        let of_another_boot = run("a").unwrap();
+        assert_eq!(
+            message(of_another_boot).as_deref(),
+            Some("the host went down while it ran; `msb start` starts it again")
         );
     }
 }

@@ -22,13 +22,22 @@ pub enum FileError {
         source: io::Error,
     },
     /// The file is not what msb wrote there.
-    #[error("cannot understand {}", path.display())]
+    #[error("cannot understand {}{}", path.display(), of_key(key))]
     Malformed {
         /// The file.
         path: PathBuf,
+        /// Where in it, as `spec.disks[0].path`; empty for all of it.
+        key: String,
         /// Where it is wrong.
         source: serde_json::Error,
     },
+}
+
+fn of_key(key: &str) -> String {
+    match key {
+        "" => String::new(),
+        key => format!(" at {}", key.escape_debug()),
+    }
 }
 
 impl FileError {
@@ -108,12 +117,25 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, FileErro
     let Some(bytes) = read_optional(path)? else {
         return Ok(None);
     };
-    serde_json::from_slice(&bytes)
+    parse_json(&bytes)
         .map(Some)
-        .map_err(|source| FileError::Malformed {
+        .map_err(|(key, source)| FileError::Malformed {
             path: path.into(),
+            key,
             source,
         })
+}
+
+/// The value, or where it is wrong and how.
+fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, (String, serde_json::Error)> {
+    let json = &mut serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut *json).map_err(|error| {
+        let key = error.path().to_string();
+        let is_of_all = key == ".";
+        (if is_of_all { String::new() } else { key }, error.into_inner())
+    })?;
+    json.end().map_err(|error| (String::new(), error))?;
+    Ok(value)
 }
 
 /// Reads a file; `None` when there is none.
@@ -222,7 +244,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("record");
         assert_eq!(read_json::<Vec<u8>>(&path).unwrap(), None);
-        std::fs::write(&path, "[1, 2").unwrap();
-        assert!(matches!(read_json::<Vec<u8>>(&path), Err(FileError::Malformed { .. })));
+        for torn in ["[1, 2", "", "[1, 2] [3]"] {
+            std::fs::write(&path, torn).unwrap();
+            assert!(matches!(read_json::<Vec<u8>>(&path), Err(FileError::Malformed { .. })));
+        }
+    }
+
+    #[test]
+    fn a_value_of_another_type_is_told_by_its_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        std::fs::write(&path, r#"{"a": [1, 2, "three"]}"#).unwrap();
+        let error = read_json::<std::collections::BTreeMap<String, Vec<u8>>>(&path).unwrap_err();
+        assert!(error.to_string().ends_with("record at a[2]"), "{error}");
     }
 }

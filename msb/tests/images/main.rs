@@ -1,13 +1,16 @@
 //! Images from every source, good and bad, by the command, without a guest.
 
+mod hostile;
+#[path = "../machine/mod.rs"]
 mod machine;
 
 use std::io::Write as _;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use machine::Machine;
-use msb_image::digest::Digest;
+use msb_test_support::images::{self, tar_of};
+use msb_test_support::registry::Registry;
 use serde_json::{Value, json};
 
 impl Machine {
@@ -53,34 +56,10 @@ fn text_of(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap().trim().to_owned()
 }
 
-fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
-    let mut builder = tar::Builder::new(Vec::new());
-    for (name, contents) in files {
-        let mut header = tar::Header::new_gnu();
-        header.set_size(contents.len() as u64);
-        header.set_mode(0o644);
-        builder.append_data(&mut header, name, *contents).unwrap();
-    }
-    builder.into_inner().unwrap()
-}
-
 /// What `docker save` writes for one image.
 fn docker_archive(name: &str, layers: &[Vec<u8>]) -> Vec<u8> {
-    let diff_ids: Vec<String> = layers.iter().map(|layer| Digest::of(layer).to_string()).collect();
-    let config = json!({
-        "architecture": "amd64", "os": "linux",
-        "config": { "Env": ["A=b"], "Cmd": ["/run"], "User": "7" },
-        "rootfs": { "type": "layers", "diff_ids": diff_ids },
-    });
-    let names: Vec<String> = (0..layers.len()).map(|layer| format!("{layer}/layer.tar")).collect();
-    let manifest = json!([{ "Config": "config.json", "RepoTags": [name], "Layers": names }]);
-    let (config, manifest) = (config.to_string(), manifest.to_string());
-    let mut files: Vec<(&str, &[u8])> = vec![
-        ("manifest.json", manifest.as_bytes()),
-        ("config.json", config.as_bytes()),
-    ];
-    files.extend(names.iter().map(String::as_str).zip(layers.iter().map(Vec::as_slice)));
-    tar_of(&files)
+    let config = json!({ "Env": ["A=b"], "Cmd": ["/run"], "User": "7" });
+    images::docker_archive(name, &config, layers)
 }
 
 fn assert_sound(machine: &Machine, id: &str) {
@@ -221,62 +200,10 @@ fn a_killed_import_is_swept_and_two_of_one_name_both_succeed() {
     assert!(entries.iter().all(|entry| !entry.starts_with('.')), "{entries:?}");
 }
 
-/// Debian's registry on a port of its own.
-struct Registry {
-    process: Child,
-    address: String,
-}
-
-impl Registry {
-    fn start(machine: &Machine) -> Self {
-        let address = {
-            let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-            free.local_addr().unwrap().to_string()
-        };
-        let storage = machine.path("registry");
-        let config = format!(
-            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n",
-            storage.display()
-        );
-        let config = machine.write("registry.yml", config.as_bytes());
-        let mut command = Command::new("docker-registry");
-        command
-            .args(["serve", &config])
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
-        let mut process = command
-            .spawn()
-            .expect("docker-registry is installed: scripts/test as root does it");
-        let log = std::io::BufReader::new(process.stderr.take().unwrap());
-        let mut lines = std::io::BufRead::lines(log);
-        let listening = lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("listening on")));
-        assert!(listening.is_some(), "the registry ended");
-        // What it says must go somewhere as long as it lives.
-        std::thread::spawn(move || lines.for_each(drop));
-        Self { process, address }
-    }
-
-    fn push(&self, archive: &Path, name: &str) {
-        let mut command = Command::new("skopeo");
-        command.args(["copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false"]);
-        command.arg(format!("docker-archive:{}", archive.display()));
-        let pushed = command.arg(format!("docker://{}/{name}", self.address)).output();
-        let pushed = pushed.expect("skopeo is installed: scripts/test as root does it");
-        assert!(pushed.status.success(), "{pushed:?}");
-    }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
 #[test]
 fn an_image_comes_from_debians_registry_as_it_was_pushed_by_skopeo() {
     let machine = Machine::new();
-    let registry = Registry::start(&machine);
+    let registry = Registry::start(&machine.path("registry"));
     let shared = tar_of(&[("shared", &[1; 100_000])]);
     for (name, own) in [("one", "1"), ("two", "2")] {
         let layers = [shared.clone(), tar_of(&[(own, own.as_bytes())])];
@@ -303,4 +230,36 @@ fn an_image_comes_from_debians_registry_as_it_was_pushed_by_skopeo() {
     machine.text(&["create", "--no-start", &name]);
     assert!(machine.text(&["image", "prune", "--all"]).contains("free again"));
     assert_eq!(blobs().count(), 0);
+}
+
+#[test]
+fn a_layer_that_is_damaged_or_short_in_the_registry_is_refused() {
+    let machine = Machine::new();
+    let registry = Registry::start(&machine.path("registry"));
+    let layer = tar_of(&[("a", &msb_test_support::pattern(100_000))]);
+    let archive = machine.write("app", &docker_archive("local:1", &[layer]));
+    registry.push(Path::new(&archive), "app:v1");
+    let name = format!("{}/app:v1", registry.address);
+    let blobs = machine.path("registry/docker/registry/v2/blobs/sha256");
+    let stored = Command::new("find")
+        .arg(blobs)
+        .args(["-name", "data", "-size", "+50k"])
+        .output()
+        .unwrap();
+    let stored = machine.path(&text_of(&stored));
+    let whole = std::fs::read(&stored).unwrap();
+    let mut damaged = whole.clone();
+    damaged[whole.len() / 2] ^= 1;
+    for wrong in [damaged.as_slice(), &whole[..whole.len() / 2]] {
+        std::fs::write(&stored, wrong).unwrap();
+        let output = machine.msb(&["image", "pull", &name]);
+        assert_eq!(output.status.code(), Some(125), "{output:?}");
+        assert_eq!(
+            machine.text(&["image", "ls", "--quiet"]),
+            "",
+            "nothing half-made is visible"
+        );
+    }
+    std::fs::write(&stored, &whole).unwrap();
+    assert_sound(&machine, &machine.text(&["image", "pull", &name]));
 }
