@@ -5,13 +5,13 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use msb_fuzz::archive::{BLOCK, seal};
 use msb_image::content::Spool;
 use msb_image::erofs;
 use msb_image::layer::{self, Whiteouts};
 use msb_image::limits::{Budget, Limits};
 use msb_image::tree::{Kind, Tree};
 
-const BLOCK: usize = 512;
 const LIMITS: Limits = Limits {
     entries: 64,
     bytes: 1 << 20,
@@ -22,14 +22,12 @@ const LIMITS: Limits = Limits {
 /// What a file system has besides contents and metadata, generously.
 const OVERHEAD: u64 = 1 << 20;
 
-/// Writes the checksum (bytes 148 to 156) of each header that a reader would come to.
+/// Writes the checksum of each header that a reader would come to.
 fn with_checksums(archive: &[u8]) -> Vec<u8> {
     let mut archive = archive.to_vec();
     let mut at = 0;
     while let Some(header) = archive.get_mut(at..at + BLOCK) {
-        header[148..156].fill(b' ');
-        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
-        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        seal(header);
         let octal = |sum: usize, byte: &u8| sum * 8 + usize::from(byte & 7);
         let size = header[124..135]
             .iter()

@@ -1,5 +1,8 @@
-//! What the fuzz targets share: an input as numbers, the driver's half of a device, and devices on an event loop.
+//! What the fuzz targets share: an input as numbers, frames and archives, the driver's half of a
+//! device, and devices on an event loop.
 
+pub mod archive;
+pub mod frames;
 pub mod input;
 pub mod machine;
 pub mod ring;

@@ -75,6 +75,7 @@ pub struct PauseRecord {
 
 /// The content of `waiting.json`: a fork that nobody uses stands still until it is taken.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct WaitRecord {
     /// The run this is about.
     pub run_id: String,

@@ -212,8 +212,16 @@ pub(super) fn receive(socket: &UnixStream) -> io::Result<Option<Request>> {
     if received.bytes == 0 {
         return Ok(None);
     }
-    let command = Command::read(byte[0], socket)?;
+    let command = Command::read(byte[0], socket).map_err(cut_off)?;
     Ok(Some(Request { command, files }))
+}
+
+/// A command is sent whole. One whose end is not there is none, and what may come of it would be taken for others.
+fn cut_off(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => io::ErrorKind::UnexpectedEof.into(),
+        _ => error,
+    }
 }
 
 impl Answer {
@@ -285,7 +293,8 @@ mod tests {
                 assert_eq!(receive(&theirs).unwrap().unwrap().command, Some(command.clone()));
                 (&ours).write_all(&command.to_bytes()[..5]).unwrap();
                 theirs.set_nonblocking(true).unwrap();
-                receive(&theirs).unwrap_err();
+                let error = receive(&theirs).unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
             }
         }
     }

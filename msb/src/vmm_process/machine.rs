@@ -233,6 +233,17 @@ impl Reports {
     }
 }
 
+/// Hears what a machine says that says `bytes` and no more.
+#[cfg(fuzzing)]
+pub(super) fn hear_all(bytes: &[u8]) {
+    let (ours, theirs) = UnixStream::pair().expect("sockets");
+    (&theirs).write_all(bytes).expect("a socket takes so little");
+    drop(theirs);
+    let mut reports = Reports::new(ours);
+    while reports.next(None).is_some() {}
+    assert!(reports.pending.len() <= MAX_LINE);
+}
+
 fn describe(status: WaitStatus) -> String {
     match (status.terminating_signal(), status.exit_status()) {
         (Some(libc::SIGSYS), _) => "made a system call that is forbidden to it, and was killed".into(),

@@ -5,6 +5,8 @@ mod console;
 pub mod control;
 mod deadline;
 mod events;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod machine;
 mod notices;
 mod outcome;

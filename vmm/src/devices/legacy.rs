@@ -136,6 +136,26 @@ impl LegacyPorts {
         })
     }
 
+    /// Restores what `json` says was saved, if it says anything, and uses each port.
+    #[cfg(fuzzing)]
+    pub fn restore_json(json: &[u8]) {
+        let Ok(saved) = serde_json::from_slice(json) else {
+            return;
+        };
+        let nowhere = crate::config::Console::Stream(std::sync::Arc::new(
+            std::fs::File::open("/dev/null").expect("a file").into(),
+        ));
+        let console = ConsoleWriter::open(&nowhere).expect("a console");
+        let Ok(ports) = Self::restore(console, &saved) else {
+            return;
+        };
+        for port in SERIAL..SERIAL + SERIAL_PORTS {
+            ports.read(port, &mut [0]);
+            ports.write(port, b"x");
+        }
+        ports.save();
+    }
+
     /// The state of the serial port. The keyboard controller has none that outlives an access.
     pub(crate) fn save(&self) -> SavedSerial {
         let serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);

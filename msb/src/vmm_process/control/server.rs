@@ -328,6 +328,17 @@ mod tests {
     }
 
     #[test]
+    fn who_leaves_a_command_unfinished_is_no_client_any_more() {
+        let (_directory, mut server, client) = server();
+        rustix::io::writev(&client, &[IoSlice::new(b"T\x01\0\0")]).unwrap();
+        assert!(matches!(server.on_input(), Effect::None));
+        // The rest of a time is no command to pause.
+        let _ = rustix::io::writev(&client, &[IoSlice::new(b"PPPPPP")]);
+        assert!(server.client.is_none());
+        Answer::read(&client).unwrap_err();
+    }
+
+    #[test]
     fn the_machine_is_no_client() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("c.sock");
