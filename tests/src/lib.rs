@@ -12,6 +12,6 @@ mod terminal;
 pub use commands::{Finished, MASTER, finish, finish_with_input, sha256, sha256_of_file};
 pub use endpoint::Endpoint;
 pub use memory::{VmMemory, resident_beyond_guest};
-pub use msb::{Msb, Sandbox};
+pub use msb::{Msb, Sandbox, vmlinux};
 pub use programs_disk::ProgramsDisk;
 pub use terminal::Terminal;

@@ -261,6 +261,19 @@ impl Sandbox<'_> {
     }
 }
 
+/// The guest's kernel that belongs to the `msb` on `PATH`.
+///
+/// # Panics
+/// When there is no such `msb`.
+pub fn vmlinux() -> PathBuf {
+    let lib = std::env::var_os("MSB_LIB").map(PathBuf::from).unwrap_or_else(|| {
+        let script = "dirname \"$(dirname \"$(readlink -f \"$(command -v msb)\")\")\"";
+        let tree = finish(Command::new("sh").args(["-c", script])).expect(0).text();
+        Path::new(tree.trim()).join("lib/msb")
+    });
+    lib.join("vmlinux")
+}
+
 /// Those of all processes but this one.
 fn command_lines() -> impl Iterator<Item = String> {
     let mine = format!("/proc/{}", std::process::id());

@@ -2,9 +2,8 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
 
-use msb_tests::{Msb, finish};
+use msb_tests::{Msb, finish, vmlinux};
 
 /// The refusal of `msb` with `arguments`, which mentions `what` and leaves nothing.
 #[track_caller]
@@ -57,11 +56,7 @@ fn a_kernel_that_is_none_is_refused() {
     fs::write(&kernel, "no kernel at all").unwrap();
     refused(&msb, &["run", "--kernel", &path, "--", "true"], &path);
     refused(&msb, &["create", "--kernel", &path], "ELF");
-    let lib = std::env::var("MSB_LIB").unwrap_or_else(|_| {
-        let msb = finish(Command::new("sh").args(["-c", "dirname $(dirname $(readlink -f $(command -v msb)))"])).text();
-        format!("{}/lib/msb", msb.trim())
-    });
-    let whole = fs::read(format!("{lib}/vmlinux")).unwrap();
+    let whole = fs::read(vmlinux()).unwrap();
     fs::write(&kernel, &whole[..whole.len() / 2]).unwrap();
     refused(&msb, &["run", "--kernel", &path, "--", "true"], &path);
 }

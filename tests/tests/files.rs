@@ -1,11 +1,13 @@
 //! Stock `scp`, `sftp` and `rsync` with a sandbox.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use msb_tests::{Msb, finish, finish_with_input, sha256_of_file};
+use serde_json::json;
 
 /// Makes a tree of files that are empty, large, executable, oddly named, linked and nested.
 fn make_tree(at: &Path) {
@@ -135,4 +137,44 @@ fn half_a_gibibyte_goes_through_sftp_both_ways_with_stock_settings() {
     finish_with_input(sftp.args(["-q", "-b", "-"]).arg(sandbox.host()), batch.into_bytes()).expect(0);
     assert_eq!(fs::metadata(&back).unwrap().len(), 512 << 20);
     assert_eq!(sha256_of_file(&back), sha256_of_file(&file));
+}
+
+/// The next line of `msb watch --json`.
+fn event(lines: &mut impl Iterator<Item = std::io::Result<String>>) -> serde_json::Value {
+    serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap()
+}
+
+#[test]
+fn what_changes_in_a_guest_is_told_until_it_is_gone_or_the_sandbox_ends() {
+    let msb = Msb::new();
+    let sandbox = msb.create("watched");
+    sandbox.ssh("mkdir -p src/sub").expect(0);
+    let watch = |path: &str| {
+        let mut watch = msb.command(["watch", "--recursive", "--json", path]);
+        let mut watch = watch.stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+        assert_eq!(event(&mut lines)["event"], "watching");
+        (watch, lines)
+    };
+    let (mut watch_src, mut lines) = watch("watched:src");
+    sandbox.ssh("touch src/sub/a && mv src/sub/a src/b").expect(0);
+    let created = json!({"event": "created", "path": "sub/a", "is_dir": false});
+    assert_eq!(event(&mut lines), created);
+    let mut next = event(&mut lines);
+    while next["event"] != "renamed" {
+        next = event(&mut lines);
+    }
+    assert_eq!(
+        next,
+        json!({"event": "renamed", "from": "sub/a", "to": "b", "is_dir": false})
+    );
+    sandbox.ssh("rm -r src").expect(0);
+    let events: Vec<_> = lines.map(|line| line.unwrap()).collect();
+    assert_eq!(events.last().unwrap(), "{\"event\":\"gone\"}");
+    assert_eq!(watch_src.wait().unwrap().code(), Some(0));
+
+    let (mut watch_etc, lines) = watch("watched:/etc");
+    msb.run(["kill", "watched"]).expect(0);
+    lines.for_each(drop);
+    assert_eq!(watch_etc.wait().unwrap().code(), Some(255));
 }

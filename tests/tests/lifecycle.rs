@@ -38,6 +38,16 @@ fn a_sandbox_whose_time_is_over_is_ended_and_says_so() {
         "{deadline} {left}"
     );
     assert_eq!(inspect()["deadline"], deadline, "connections change nothing");
+    let listed = msb.list();
+    assert!(
+        (0.0..3600.0).contains(&listed[0]["seconds_left"].as_f64().unwrap()),
+        "{listed:?}"
+    );
+    let table = msb.run(["ls"]).expect(0).text();
+    assert!(
+        table.lines().next().unwrap().ends_with("LEFT") && table.trim_end().ends_with('m'),
+        "{table}"
+    );
 
     msb.run(["timeout", "brief", "100ms", "--on-timeout", "stop"]).expect(0);
     msb.run(["wait", "brief"]).expect(0);
