@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::content::Spool;
 use crate::digest::{Digest, HashingReader};
 use crate::directory::{self, DirectoryError};
-use crate::erofs::{self, WriteError};
+use crate::erofs::{self, ReadError, WriteError};
 use crate::layer::{self, DecompressError, Decompressed, LayerError, Whiteouts};
 use crate::limits::{Budget, LimitError, Limits};
 use crate::tree::Tree;
@@ -47,6 +47,9 @@ pub enum AssembleError {
     /// A directory cannot be taken.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
+    /// The image below cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
     /// The file system cannot be written.
     #[error(transparent)]
     Write(#[from] WriteError),
@@ -70,6 +73,23 @@ impl Assembler {
             budget: Budget::new(limits),
             layers: 0,
         }
+    }
+
+    /// Changes the image in `file`, which was written here: layers go on top of what it has. Its contents stay where they
+    /// are, so that a copy which shares blocks with its original goes on sharing them.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is larger than `limits` say.
+    pub fn on(file: File, limits: Limits) -> Result<Self, AssembleError> {
+        let (mut tree, mut budget) = (Tree::new(limits.entries), Budget::new(limits));
+        let blocks = erofs::read(&file, &mut tree, &mut budget)?;
+        let inline = tree.inline_bytes();
+        Ok(Self {
+            tree,
+            spool: Spool::behind(file, blocks, inline),
+            budget,
+            layers: 0,
+        })
     }
 
     /// Puts a layer on top, packed or not, and returns the digest of it unpacked. With `expected`, that must be it.

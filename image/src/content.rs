@@ -95,6 +95,15 @@ impl Spool {
         }
     }
 
+    /// Writes to an image that has so many blocks already, behind them. What it keeps in memory counts as kept here.
+    pub fn behind(file: File, blocks: u64, inline: u64) -> Self {
+        Self {
+            next: blocks,
+            inline_left: INLINE_BUDGET.saturating_sub(inline),
+            ..Self::new(file)
+        }
+    }
+
     /// Takes a file of `size` bytes, whose `segments` follow each other in `reader`; between them are holes.
     ///
     /// # Errors

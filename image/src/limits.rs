@@ -87,6 +87,14 @@ impl Budget {
         if self.entries > self.limits.entries {
             return Err(LimitError::Entries(self.limits.entries));
         }
+        self.metadata(metadata)
+    }
+
+    /// Counts so many bytes more of names and attributes.
+    ///
+    /// # Errors
+    /// When that is too much.
+    pub fn metadata(&mut self, metadata: usize) -> Result<(), LimitError> {
         self.metadata = self.metadata.saturating_add(metadata as u64);
         if self.metadata > self.limits.metadata {
             return Err(LimitError::Metadata(self.limits.metadata));

@@ -63,6 +63,13 @@ impl FileType {
             Self::Symlink => 0o120_000,
         }
     }
+
+    /// Which one these bits of `st_mode` mean.
+    pub(super) fn of_mode(mode: u16) -> Option<Self> {
+        use FileType::{BlockDevice, CharDevice, Directory, Fifo, Regular, Socket, Symlink};
+        let all = [Regular, Directory, CharDevice, BlockDevice, Fifo, Socket, Symlink];
+        all.into_iter().find(|kind| kind.mode() == mode & 0o170_000)
+    }
 }
 
 /// `struct erofs_super_block`.
@@ -96,6 +103,22 @@ impl Superblock {
         let checksum = crc32c(&block[SUPERBLOCK_OFFSET..]);
         block[SUPERBLOCK_OFFSET + 4..][..4].copy_from_slice(&checksum.to_le_bytes());
         block
+    }
+
+    /// From the first block of an image; nothing when it has another format.
+    pub(super) fn parse(block: &[u8]) -> Option<Self> {
+        let fields = block.get(SUPERBLOCK_OFFSET..)?.first_chunk::<128>()?;
+        let number = |at: usize| u32::from_le_bytes([fields[at], fields[at + 1], fields[at + 2], fields[at + 3]]);
+        let is_known = number(0) == MAGIC && fields[12] == BLOCK_BITS && number(80) == 0;
+        is_known.then(|| Self {
+            root_nid: u16::from_le_bytes([fields[14], fields[15]]),
+            inodes: u64::from(number(16)) | u64::from(number(20)) << 32,
+            blocks: number(36),
+            meta_block: number(40),
+            uuid: *fields[48..]
+                .first_chunk()
+                .expect("these are the fields of a superblock"),
+        })
     }
 }
 
@@ -138,6 +161,34 @@ impl Inode {
         put(40, &self.mtime_nsec.to_le_bytes());
         put(44, &self.links.to_le_bytes());
         bytes
+    }
+
+    /// Nothing when it is none that [`Self::to_bytes`] makes.
+    pub(super) fn parse(bytes: &[u8; 64]) -> Option<Self> {
+        let short = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        let number = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let long = |at: usize| u64::from(number(at)) | u64::from(number(at + 4)) << 32;
+        let layout = match short(0) {
+            1 => Layout::Plain,
+            5 => Layout::Inline,
+            _ => return None,
+        };
+        Some(Self {
+            layout,
+            xattr_size: match usize::from(short(2)) {
+                0 => 0,
+                count => XATTR_HEADER + 4 * (count - 1),
+            },
+            mode: short(4),
+            size: long(8),
+            data: number(16),
+            number: number(20),
+            uid: number(24),
+            gid: number(28),
+            mtime: long(32).cast_signed(),
+            mtime_nsec: number(40),
+            links: number(44),
+        })
     }
 }
 

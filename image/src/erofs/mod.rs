@@ -5,6 +5,7 @@
 
 mod dirents;
 mod format;
+mod read;
 mod xattrs;
 
 use std::borrow::Cow;
@@ -19,6 +20,8 @@ use crate::content::{BLOCK, Content, Spool};
 use crate::tree::{Device, Kind, Node, NodeId, Tree};
 use dirents::Dirent;
 use format::{FileType, INODE, Inode, Layout, SLOT, Superblock};
+
+pub use read::{ReadError, read};
 
 /// Why a file system cannot be written.
 #[derive(Debug, thiserror::Error)]

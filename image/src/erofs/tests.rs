@@ -1,8 +1,14 @@
 use std::path::Path;
 use std::process::Command;
 
+use proptest::prelude::*;
+
 use super::*;
+use crate::assemble::Assembler;
 use crate::content::Segment;
+use crate::digest::Digest;
+use crate::layer::Whiteouts;
+use crate::limits::{Budget, Limits};
 use crate::tree::Attributes;
 
 fn add_file(tree: &mut Tree, spool: &mut Spool, path: &str, bytes: &[u8]) {
@@ -156,4 +162,98 @@ fn what_was_replaced_takes_no_room() {
         metadata.blocks() * 512 + (1 << 20) <= metadata.len() + 8192,
         "{metadata:?}"
     );
+}
+
+/// Everything of a tree but where contents are, by path.
+fn described(tree: &Tree) -> BTreeMap<Vec<u8>, String> {
+    let mut described = BTreeMap::new();
+    let mut left = vec![(Vec::new(), NodeId::ROOT)];
+    while let Some((path, id)) = left.pop() {
+        let node = tree.node(id);
+        let kind = match &node.kind {
+            Kind::Directory(entries) => {
+                let below = entries
+                    .iter()
+                    .map(|(name, id)| ([&path, b"/".as_slice(), name].concat(), *id));
+                left.extend(below);
+                "directory".to_owned()
+            }
+            other => format!("{other:?}"),
+        };
+        described.insert(path, format!("{kind} {:?}", node.attributes));
+    }
+    described
+}
+
+fn read_back(file: &File) -> Result<Tree, ReadError> {
+    let (mut tree, mut budget) = (Tree::new(100_000), Budget::new(Limits::default()));
+    read(file, &mut tree, &mut budget).map(|_| tree)
+}
+
+#[test]
+fn what_was_written_is_read_as_it_was_and_can_be_written_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let (file, path) = awkward(directory.path());
+    let tree = read_back(&file).unwrap();
+    let first = described(&tree);
+    assert_eq!(first.len(), 3000 + 10 + 7 + 2 + 2 + 2 + 2 + 7);
+    assert_eq!(tree.lookup(b"sizes/link"), tree.lookup(b"sizes/4097"));
+    assert!(first[b"/xattrs/huge".as_slice()].len() > 9000 + 65_535);
+    let blocks = file.metadata().unwrap().len() / BLOCK;
+    let again = write(&tree, Spool::behind(file, blocks, 0), [8; 16]).unwrap();
+    tool("fsck.erofs", &[], &path);
+    assert_eq!(described(&read_back(&again).unwrap()), first);
+}
+
+#[test]
+fn layers_go_on_top_of_an_image_and_what_they_replace_takes_no_room() {
+    use std::os::unix::fs::MetadataExt as _;
+    let directory = tempfile::tempdir().unwrap();
+    let (file, path) = awkward(directory.path());
+    let before = file.metadata().unwrap().blocks();
+    let mut layer = tar::Builder::new(Vec::new());
+    let data = vec![b'l'; 200_000];
+    for (name, contents) in [
+        ("many/.wh.0400", &[][..]),
+        ("sizes/300000", &data),
+        ("replaced", b"newer"),
+    ] {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(contents.len() as u64);
+        header.set_mode(0o644);
+        layer.append_data(&mut header, name, contents).unwrap();
+    }
+    let layer = layer.into_inner().unwrap();
+    let mut assembler = Assembler::on(file, Limits::default()).unwrap();
+    assembler
+        .layer(&*layer, Whiteouts::Apply, Some(Digest::of(&layer)))
+        .unwrap();
+    let file = assembler.finish(&Digest::of(b"")).unwrap();
+    let extracted = directory.path().join("extracted");
+    tool("fsck.erofs", &[&format!("--extract={}", extracted.display())], &path);
+    let read = |file: &str| std::fs::read(extracted.join(file)).unwrap();
+    assert!(read("sizes/300000") == data && read("sizes/4097") == vec![b'x'; 4097]);
+    assert_eq!(read("replaced"), b"newer");
+    assert_eq!(std::fs::read_dir(extracted.join("many")).unwrap().count(), 2999);
+    assert!(
+        file.metadata().unwrap().blocks() <= before,
+        "room of what was replaced is not given back"
+    );
+}
+
+proptest! {
+    #[test]
+    fn no_damage_makes_reading_panic(at in any::<proptest::sample::Index>(), bytes in any::<[u8; 4]>()) {
+        let file = tempfile::tempfile().unwrap();
+        let (mut tree, mut spool) = (Tree::new(100), Spool::new(file));
+        add_file(&mut tree, &mut spool, "a/file", &[b'x'; 5000]);
+        add_file(&mut tree, &mut spool, "a/small", b"small");
+        add(&mut tree, b"b", &[("user.a", b"1")], Kind::Symlink(b"a".as_slice().into()));
+        let file = write(&tree, spool, [7; 16]).unwrap();
+        let blocks = file.metadata().unwrap().len();
+        // The superblock, and the inodes at the end.
+        let places: Vec<u64> = (1024..1152).chain(blocks - BLOCK..blocks).collect();
+        file.write_all_at(&bytes, *at.get(&places)).unwrap();
+        let _ = read_back(&file);
+    }
 }

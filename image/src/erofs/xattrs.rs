@@ -42,6 +42,21 @@ pub(super) fn encode(xattrs: &Xattrs, bytes: &mut Vec<u8>) {
     }
 }
 
+/// What [`encode`] wrote; nothing when it did not write that.
+pub(super) fn decode(bytes: &[u8]) -> Option<Xattrs> {
+    let mut xattrs = Xattrs::new();
+    let mut rest = bytes.get(XATTR_HEADER..).unwrap_or_default();
+    while let Some((head, after)) = rest.split_first_chunk::<XATTR_ENTRY>() {
+        let [name_len, index, value_low, value_high] = *head;
+        let (name, value) = after.split_at_checked(usize::from(name_len))?;
+        let value = value.get(..usize::from(u16::from_le_bytes([value_low, value_high])))?;
+        let (prefix, _) = PREFIXES.iter().find(|(_, known)| *known == index)?;
+        rest = rest.get(entry_size(name, value)..)?;
+        xattrs.insert([prefix, name].concat().into(), value.into());
+    }
+    Some(xattrs)
+}
+
 /// Prefix, rest of the name, and value.
 fn entries(xattrs: &Xattrs) -> impl Iterator<Item = (u8, &[u8], &[u8])> {
     xattrs.iter().filter_map(|(name, value)| {

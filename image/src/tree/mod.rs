@@ -153,6 +153,15 @@ impl Tree {
         self.nodes.len()
     }
 
+    /// Bytes of files that are kept in memory.
+    pub fn inline_bytes(&self) -> u64 {
+        let kept = self.nodes.iter().map(|node| match &node.kind {
+            Kind::File(Content::Inline(bytes)) => bytes.len() as u64,
+            _ => 0,
+        });
+        kept.sum()
+    }
+
     /// Puts a file at `path`, in the place of what is there. A directory on a directory keeps what is in it.
     ///
     /// # Errors
