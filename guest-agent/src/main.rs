@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use msb_agent::session::{self, Settings};
-use msb_agent::{console, exec, init, processes, sftp, watch};
+use msb_agent::{console, exec, init, layer, processes, ready, sftp, watch};
 use msb_protocol::identity::SshFeatures;
 
 const USAGE: &str = "usage: msb-agent serve --stdio --host-key FILE --authorized-keys FILE
@@ -15,6 +15,8 @@ const USAGE: &str = "usage: msb-agent serve --stdio --host-key FILE --authorized
                 [--processes DIRECTORY]
        msb-agent sftp-server
        msb-agent watch-server
+       msb-agent layer-server
+       msb-agent ready-server
        msb-agent exec [COMMAND LINE]
        msb-agent process-server DIRECTORY [--no-terminals]
        msb-agent --version
@@ -39,6 +41,8 @@ fn main() -> ExitCode {
         ["sftp-server"] => sftp::run(),
         ["exec", line @ ..] if line.len() <= 1 => exec::run(std::env::args_os().nth(2).as_deref()),
         ["watch-server"] => watch::run(),
+        ["layer-server"] => layer::run(),
+        ["ready-server"] => ready::run(),
         ["process-server", directory, options @ ..] => processes::run(Path::new(directory), options),
         ["--version"] => {
             println!("msb-agent {}", env!("CARGO_PKG_VERSION"));

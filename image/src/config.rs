@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use msb_protocol::ready::Probe;
 use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +30,43 @@ pub struct RunConfig {
     /// Labels.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// What runs in the background of every sandbox of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start: Option<StartCommand>,
+}
+
+/// A command that every sandbox of an image runs from its start on. Images from elsewhere have none: a template sets it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct StartCommand {
+    /// A line for the shell of the image's user.
+    pub command: String,
+    /// What says that it is ready; without one, it is as soon as it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<Probe>,
+}
+
+impl StartCommand {
+    /// Checks what can be checked without a guest.
+    ///
+    /// # Errors
+    /// With what is wrong.
+    pub fn check(&self) -> Result<(), &'static str> {
+        let texts = match &self.ready {
+            Some(Probe::Url(url)) if !url.starts_with("http://") => {
+                return Err("a URL to wait for begins with http://");
+            }
+            Some(Probe::Port(0)) => return Err("there is no port 0"),
+            Some(Probe::Url(text) | Probe::File(text) | Probe::Process(text) | Probe::Command(text)) => {
+                vec![&self.command, text]
+            }
+            Some(Probe::Port(_) | Probe::Timeout(_)) | None => vec![&self.command],
+        };
+        match texts.iter().any(|text| text.is_empty() || text.contains('\0')) {
+            true => Err("a text is empty or has a zero byte"),
+            false => Ok(()),
+        }
+    }
 }
 
 /// A configuration as an image has it.
@@ -85,6 +123,7 @@ impl ParsedConfig {
             entrypoint: section.entrypoint().clone().unwrap_or_default(),
             cmd: section.cmd().clone().unwrap_or_default(),
             labels: section.labels().clone().unwrap_or_default().into_iter().collect(),
+            start: None,
         };
         run.check()?;
         Ok(Self { run, diff_ids })

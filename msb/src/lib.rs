@@ -45,6 +45,8 @@ pub mod quote;
 mod report;
 pub mod sandbox;
 pub mod store;
+mod tail;
+pub mod template;
 pub mod timings;
 pub mod vmm_process;
 
@@ -58,3 +60,4 @@ pub use sandbox::spec::SandboxSpec;
 pub use sandbox::ssh;
 pub use sandbox::state::State;
 pub use store::Store;
+pub use template::Template;

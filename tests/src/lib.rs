@@ -2,6 +2,7 @@
 //!
 //! The tests run where KVM works, with the release `msb` of `target/msb` first on `PATH`: `scripts/test` sees to both.
 
+mod base_image;
 mod commands;
 mod endpoint;
 mod memory;

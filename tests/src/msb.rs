@@ -104,11 +104,15 @@ impl Msb {
     /// # Panics
     /// When there is none.
     pub fn open(&self, name: &str) -> msb::Sandbox {
-        let layout = msb::store::layout::Layout {
+        msb::Sandbox::find(&self.store(), name).expect("the sandbox exists")
+    }
+
+    /// Its store for a program.
+    pub fn store(&self) -> msb::Store {
+        msb::Store::new(msb::store::layout::Layout {
             home: self.home(),
             runtime: self.runtime(),
-        };
-        msb::Sandbox::find(&msb::Store::new(layout), name).expect("the sandbox exists")
+        })
     }
 
     /// What `msb ls` says.

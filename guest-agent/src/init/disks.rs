@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const BLOCKS: &str = "/sys/block";
 
 /// The device whose serial number says what it is for.
-pub(super) fn find(serial: &str) -> Option<PathBuf> {
+pub(crate) fn find(serial: &str) -> Option<PathBuf> {
     find_in(Path::new(BLOCKS), serial)
 }
 

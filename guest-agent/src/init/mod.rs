@@ -22,7 +22,7 @@ use crate::console;
 use crate::session::{self, Settings};
 use crate::signal_fd;
 
-mod disks;
+pub(crate) mod disks;
 mod host;
 mod identity;
 mod mounts;

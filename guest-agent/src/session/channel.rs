@@ -119,7 +119,10 @@ impl SessionChannel {
         let environment = environment::build(settings, &login.user, circumstances);
         let directory = match program {
             Program::Sftp | Program::Watch => login.user.home.clone(),
-            Program::Shell | Program::Command(_) | Program::Processes(_) => settings.working_dir(&login.user),
+            Program::Layer => "/".into(),
+            Program::Shell | Program::Command(_) | Program::Processes(_) | Program::Ready => {
+                settings.working_dir(&login.user)
+            }
         };
         let place = Place {
             environment: &environment,
@@ -197,6 +200,8 @@ fn forced(program: Program, options: &Options) -> (Program, Option<Vec<u8>>) {
         Program::Sftp => Some(b"internal-sftp".to_vec()),
         Program::Processes(_) => Some(msb_protocol::process::SUBSYSTEM.into()),
         Program::Watch => Some(msb_protocol::watch::SUBSYSTEM.into()),
+        Program::Layer => Some(msb_protocol::layer::SUBSYSTEM.into()),
+        Program::Ready => Some(msb_protocol::ready::SUBSYSTEM.into()),
     };
     if command == "internal-sftp" {
         return (Program::Sftp, original);

@@ -164,11 +164,14 @@ impl Handler {
         self.agent.is_some()
     }
 
+    /// Whether this is root, by a key that may do more than one command.
+    fn is_plain_root(&self) -> bool {
+        let login = self.login.as_ref();
+        login.is_some_and(|login| login.user.is_root() && login.options.command.is_none())
+    }
+
     fn end_guest(&self, id: ChannelId, session: &mut Session) -> Result<(), SessionError> {
-        let is_root = self
-            .login
-            .as_ref()
-            .is_some_and(|login| login.user.is_root() && login.options.command.is_none());
+        let is_root = self.is_plain_root();
         let outlet = self.channels.with_session(id, |channel| channel.outlet());
         let (Some(end_guest), Some(outlet), true) = (self.settings.end_guest, outlet, is_root) else {
             return Ok(session.channel_failure(id)?);
@@ -462,6 +465,8 @@ impl russh::server::Handler for Handler {
             SFTP if self.settings.features.sftp => self.start(id, Program::Sftp, session),
             msb_protocol::process::SUBSYSTEM => self.start_process_server(id, session),
             msb_protocol::watch::SUBSYSTEM if self.settings.features.sftp => self.start(id, Program::Watch, session),
+            msb_protocol::layer::SUBSYSTEM if self.is_plain_root() => self.start(id, Program::Layer, session),
+            msb_protocol::ready::SUBSYSTEM => self.start(id, Program::Ready, session),
             SHUTDOWN => self.end_guest(id, session),
             _ => Ok(session.channel_failure(id)?),
         }

@@ -31,6 +31,10 @@ pub(super) enum Program {
     Processes(Vec<OsString>),
     /// The server that tells what changes in a directory, which is this binary.
     Watch,
+    /// The server that takes what was written as a layer, which is this binary.
+    Layer,
+    /// The server that waits until something is ready, which is this binary.
+    Ready,
 }
 
 /// What a program finds when it starts.
@@ -77,6 +81,8 @@ fn command_line(program: &Program, user: &User) -> std::process::Command {
         Program::Sftp => shell::own_program(["sftp-server"]),
         Program::Processes(arguments) => shell::own_program(arguments),
         Program::Watch => shell::own_program(["watch-server"]),
+        Program::Layer => shell::own_program(["layer-server"]),
+        Program::Ready => shell::own_program(["ready-server"]),
     }
 }
 

@@ -3,16 +3,17 @@
 use clap::Args;
 
 use super::error::{CliError, cannot};
-use super::spec_args::{BootTimeout, PoolArg, SpecArgs};
+use super::spec_args::{BootTimeout, PoolArg, ReadyTimeout, SpecArgs};
 use super::view::SandboxView;
-use super::{Context, output, pool};
+use super::{Context, output, pool, run};
 use crate::Sandbox;
 use crate::store::names::Name;
 use crate::vmm_process::args::Lifetime;
 
 /// Create a sandbox and start it; prints its id
 ///
-/// If it does not get ready, or this command is interrupted before, it is removed again.
+/// The image's start command is run, and waited for if the image says how. If the sandbox does not get ready, or this
+/// command is interrupted before, it is removed again.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -34,6 +35,8 @@ pub(super) struct CreateArgs {
     json: bool,
     #[command(flatten)]
     boot: BootTimeout,
+    #[command(flatten)]
+    ready: ReadyTimeout,
 }
 
 pub(super) fn run(args: CreateArgs, context: &Context) -> Result<u8, CliError> {
@@ -41,7 +44,7 @@ pub(super) fn run(args: CreateArgs, context: &Context) -> Result<u8, CliError> {
     let sandbox = if let Some(pool) = &args.pool.pool {
         take(pool, &args.spec, args.boot, &what, context)?
     } else {
-        make(args.spec, args.no_start, args.boot, &what, context)?
+        make(args.spec, args.no_start, (args.boot, args.ready), &what, context)?
     };
     match args.json {
         true => output::json(&SandboxView::of(&sandbox).map_err(cannot(format!("inspect {}", sandbox.label())))?)?,
@@ -62,7 +65,13 @@ fn take(pool: &Name, spec: &SpecArgs, boot: BootTimeout, what: &str, context: &C
     })
 }
 
-fn make(spec: SpecArgs, no_start: bool, boot: BootTimeout, what: &str, context: &Context) -> Result<Sandbox, CliError> {
+fn make(
+    spec: SpecArgs,
+    no_start: bool,
+    (boot, ready): (BootTimeout, ReadyTimeout),
+    what: &str,
+    context: &Context,
+) -> Result<Sandbox, CliError> {
     let (spec, authorized_keys) = spec.into_spec(context)?;
     if no_start {
         return Sandbox::create(&context.store, spec, &authorized_keys).map_err(cannot(what));
@@ -77,5 +86,24 @@ fn make(spec: SpecArgs, no_start: bool, boot: BootTimeout, what: &str, context: 
         let _ = sandbox.remove();
         return Err(CliError::cannot(what, &error));
     }
+    launch(&sandbox, ready, what)?;
     Ok(sandbox)
+}
+
+/// Runs the start command. The sandbox is its own already: it is removed here when that fails or is interrupted.
+fn launch(sandbox: &Sandbox, ready: ReadyTimeout, what: &str) -> Result<(), CliError> {
+    let launched = super::runtime()?.block_on(async {
+        let interrupted = run::interrupted()?;
+        tokio::select! {
+            launched = ready.launch(sandbox) => launched.map_err(cannot(what)),
+            status = interrupted => Err(CliError::plain(format!("cannot {what}: interrupted")).with_status(status)),
+        }
+    });
+    if launched.is_err() {
+        // The error to report is that of the start command.
+        let _ = sandbox.kill();
+        let _ = sandbox.wait();
+        let _ = sandbox.remove();
+    }
+    launched
 }

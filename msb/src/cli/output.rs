@@ -40,7 +40,7 @@ pub(super) fn guest_bytes(said: &[u8]) -> Result<(), CliError> {
 }
 
 /// Control characters other than the ends of lines and tabs, as people write them: `^[` for ESC.
-fn harmless(said: &[u8]) -> String {
+pub(super) fn harmless(said: &[u8]) -> String {
     let mut harmless = String::with_capacity(said.len());
     for character in String::from_utf8_lossy(said).chars() {
         match u8::try_from(character) {

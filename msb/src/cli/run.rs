@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::error::{CliError, TRANSPORT_ERROR, cannot};
 use super::session::{self, Session};
-use super::spec_args::{BootTimeout, PoolArg, SpecArgs};
+use super::spec_args::{BootTimeout, PoolArg, ReadyTimeout, SpecArgs};
 use super::{Context, output, pool};
 use crate::sandbox::records::{ExitReason, ExitRecord};
 use crate::sandbox::start::StartedSandbox;
@@ -28,7 +28,7 @@ const END_TIMEOUT: Duration = Duration::from_secs(1);
 ///
 /// With an image, the command comes behind the image's entrypoint, and its default is the image's own; else it is a shell.
 /// The command has this one's standard input, output and error, and its arguments arrive exactly as given here. The
-/// sandbox goes when this command does, however that ends.
+/// sandbox goes when this command does, however that ends. The image's start command is run before.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -56,6 +56,8 @@ pub(super) struct RunArgs {
     timings: bool,
     #[command(flatten)]
     boot: BootTimeout,
+    #[command(flatten)]
+    ready: ReadyTimeout,
     /// The command and its arguments
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -94,11 +96,13 @@ pub(super) fn run(args: RunArgs, context: &Context) -> Result<u8, CliError> {
     };
     let result = super::runtime()?.block_on(async {
         let interrupted = interrupted()?;
+        // A fork has what its original started.
+        let start_command = matches!(source, Source::Spec(..)).then_some(args.ready);
         let mut started = source.start(&what, context, &mut timings)?;
         let sandbox = started.sandbox().clone();
         timings.spawned_us = Some(now_us());
         let outcome = tokio::select! {
-            outcome = in_started(&mut started, &session, args.boot, &what, &mut timings) => outcome,
+            outcome = in_started(&mut started, &session, (args.boot, start_command), &what, &mut timings) => outcome,
             status = interrupted => Ok(status),
         };
         match &outcome {
@@ -197,13 +201,16 @@ fn command(spec: &SandboxSpec, entrypoint: Option<String>, given: Vec<OsString>)
 async fn in_started(
     started: &mut StartedSandbox,
     session: &Session,
-    boot: BootTimeout,
+    (boot, start_command): (BootTimeout, Option<ReadyTimeout>),
     what: &str,
     timings: &mut RunTimings,
 ) -> Result<u8, CliError> {
     let ready = started.ready(boot.duration()).await.map_err(cannot(what))?;
     timings.ready_seen_us = Some(now_us());
     timings.start = ready.timings;
+    if let Some(start_command) = start_command {
+        start_command.launch(started.sandbox()).await.map_err(cannot(what))?;
+    }
     session::run(started.sandbox(), session, boot, what, &mut timings.session).await
 }
 
@@ -231,7 +238,7 @@ fn explained(error: CliError, exit: Option<&ExitRecord>) -> CliError {
 }
 
 /// Ends with the exit status that a signal asks for.
-fn interrupted() -> Result<impl Future<Output = u8>, CliError> {
+pub(super) fn interrupted() -> Result<impl Future<Output = u8>, CliError> {
     let listen = |kind: SignalKind| signal(kind).map_err(cannot("listen to signals"));
     let mut hangup = listen(SignalKind::hangup())?;
     let mut interrupt = listen(SignalKind::interrupt())?;

@@ -5,8 +5,10 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use msb_image::config::StartCommand;
 use msb_image::registry::RegistryOptions;
 use msb_protocol::identity::SshFeatures;
+use msb_protocol::ready::Probe;
 
 use super::error::{CliError, cannot};
 use super::{Context, image};
@@ -14,6 +16,7 @@ use crate::images::{ImageError, ImageName};
 use crate::jail::Isolation;
 use crate::sandbox::deadline::{TimeLimit, Timeout, TimeoutEnd};
 use crate::sandbox::spec::{CpuLimit, DEFAULT_DISK_SIZE, Disk, Memory, SandboxImage};
+use crate::sandbox::start_command::StartCommandError;
 use crate::store::names::Name;
 use crate::{Sandbox, SandboxSpec};
 
@@ -61,6 +64,8 @@ pub(super) struct SpecArgs {
     io_limit: Option<Memory>,
     #[command(flatten)]
     time: TimeArgs,
+    #[command(flatten)]
+    start: StartArgs,
     /// Refuse forwarding of ports and sockets through the sandbox
     #[arg(long)]
     no_port_forwarding: bool,
@@ -84,14 +89,19 @@ pub(super) struct SpecArgs {
 impl SpecArgs {
     /// The specification, and the files of public keys.
     pub(super) fn into_spec(self, context: &Context) -> Result<(SandboxSpec, Vec<PathBuf>), CliError> {
+        let start = self.start.command()?;
         let spec = SandboxSpec {
             name: self.name,
             cpus: self.cpus,
             memory: self.memory,
             kernel: self.kernel,
             cmdline: self.cmdline,
-            image: self.image.map(|name| image(&name, self.pull, context)).transpose()?,
+            image: self
+                .image
+                .map(|name| find_image(&name, self.pull, context))
+                .transpose()?,
             disk_size: self.disk_size,
+            start,
             disks: self.disk,
             env: self.env.into_iter().map(|EnvVar { key, value }| (key, value)).collect(),
             labels: self
@@ -132,7 +142,7 @@ impl SpecArgs {
 }
 
 /// What has been decided of a sandbox that waits in a pool: all options of [`SpecArgs`] but its name and its time.
-const DECIDED: [&str; 18] = [
+const DECIDED: [&str; 20] = [
     "cpus",
     "memory",
     "disk_size",
@@ -145,6 +155,8 @@ const DECIDED: [&str; 18] = [
     "isolation",
     "cpu_limit",
     "io_limit",
+    "start_cmd",
+    "ready",
     "no_port_forwarding",
     "no_agent_forwarding",
     "no_sftp",
@@ -172,6 +184,67 @@ pub(super) struct TimeArgs {
     pub(super) on_timeout: Option<TimeoutEnd>,
 }
 
+/// What a sandbox starts by itself.
+#[derive(Args, Clone, Debug)]
+struct StartArgs {
+    /// Command line to run in the background from the start on, in the place of the image's; empty for none
+    #[arg(long, value_name = "COMMAND")]
+    start_cmd: Option<String>,
+    /// What says that it is ready: port=N, url=URL, file=PATH, process=NAME, command=LINE or timeout=MILLISECONDS
+    #[arg(long, value_name = "KIND=WHAT", requires = "start_cmd")]
+    ready: Option<String>,
+}
+
+impl StartArgs {
+    fn command(self) -> Result<Option<StartCommand>, CliError> {
+        let Some(command) = self.start_cmd else {
+            return Ok(None);
+        };
+        let ready = self.ready.as_deref().map(probe).transpose().map_err(CliError::plain)?;
+        let start = StartCommand { command, ready };
+        if !start.command.is_empty() {
+            start
+                .check()
+                .map_err(|reason| CliError::plain(format!("the start command cannot be used: {reason}")))?;
+        }
+        Ok(Some(start))
+    }
+}
+
+fn probe(text: &str) -> Result<Probe, String> {
+    let wrong = || {
+        format!("'{text}' says nothing to wait for; write port=8080, url=http://localhost/, file=/run/up or the like")
+    };
+    let (kind, what) = text.split_once('=').ok_or_else(wrong)?;
+    Ok(match kind {
+        "port" => Probe::Port(what.parse().map_err(|_| wrong())?),
+        "timeout" => Probe::Timeout(what.parse().map_err(|_| wrong())?),
+        "url" => Probe::Url(what.into()),
+        "file" => Probe::File(what.into()),
+        "process" => Probe::Process(what.into()),
+        "command" => Probe::Command(what.into()),
+        _ => return Err(wrong()),
+    })
+}
+
+/// How long a start command may take.
+#[derive(Args, Clone, Copy, Debug)]
+pub(super) struct ReadyTimeout {
+    /// Seconds that the start command may take until it is ready
+    #[arg(long = "ready-timeout", value_name = "SECONDS", default_value_t = 120)]
+    ready_seconds: u32,
+}
+
+impl ReadyTimeout {
+    /// Runs the start command of a sandbox that is up, if it has one, and waits until it is ready.
+    pub(super) async fn launch(self, sandbox: &Sandbox) -> Result<(), StartCommandError> {
+        match sandbox.launch().await? {
+            Some(launched) => launched.ready(Duration::from_secs(self.ready_seconds.into())).await,
+            None => Ok(()),
+        }
+    }
+}
+
 /// When an image is asked of its registry.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
 pub(super) enum Pull {
@@ -183,7 +256,7 @@ pub(super) enum Pull {
 }
 
 /// The image `name`, from its registry if that must be.
-fn image(name: &str, pull: Pull, context: &Context) -> Result<SandboxImage, CliError> {
+pub(super) fn find_image(name: &str, pull: Pull, context: &Context) -> Result<SandboxImage, CliError> {
     let find = || SandboxImage::find(&context.store.images(), name);
     let found = match (find(), name.parse::<ImageName>()) {
         (Err(ImageError::Unknown(_)), Ok(remote)) if pull == Pull::Missing => {

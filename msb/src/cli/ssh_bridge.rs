@@ -40,8 +40,16 @@ pub(super) fn run(args: &BridgeArgs, context: &Context) -> Result<u8, CliError> 
     let what = || format!("connect to {}", args.sandbox);
     let sandbox = Sandbox::find(&context.store, &args.sandbox).map_err(cannot(what()))?;
     if args.start && !sandbox.state().map_err(cannot(what()))?.is_alive() {
-        let started = super::runtime()?.block_on(start::start(&sandbox, args.boot));
-        started.map_err(cannot(format!("start {}", args.sandbox)))?;
+        let launched = super::runtime()?.block_on(async {
+            start::start(&sandbox, args.boot)
+                .await
+                .map_err(cannot(format!("start {}", args.sandbox)))?;
+            Ok::<_, CliError>(sandbox.launch().await)
+        });
+        // ssh need not wait for the start command, and may be there to see why it fails.
+        if let Err(error) = launched? {
+            eprintln!("msb: {}", crate::report::one_line(&error));
+        }
     }
     let stream = sandbox
         .ssh_stream(args.boot.duration(), CONNECT_TIMEOUT)

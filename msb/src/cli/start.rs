@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::error::{CliError, cannot};
-use super::spec_args::BootTimeout;
+use super::spec_args::{BootTimeout, ReadyTimeout};
 use super::timeout::TimeoutOrNone;
 use super::{Context, for_each};
 use crate::Sandbox;
@@ -11,7 +11,9 @@ use crate::sandbox::deadline::{TimeLimit, TimeoutEnd};
 use crate::sandbox::start::StartError;
 use crate::vmm_process::args::Lifetime;
 
-/// Start sandboxes that are stopped, and wait until ssh reaches them
+/// Start sandboxes that are stopped, and wait until ssh reaches them and their start commands are ready
+///
+/// One whose start command fails goes on running: `msb attach SANDBOX start` shows what the command printed.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -29,6 +31,8 @@ pub(super) struct StartArgs {
     on_timeout: Option<TimeoutEnd>,
     #[command(flatten)]
     boot: BootTimeout,
+    #[command(flatten)]
+    ready: ReadyTimeout,
 }
 
 pub(super) fn run(args: &StartArgs, context: &Context) -> Result<u8, CliError> {
@@ -38,7 +42,9 @@ pub(super) fn run(args: &StartArgs, context: &Context) -> Result<u8, CliError> {
         let limit = args.limit(&sandbox);
         runtime
             .block_on(start_limited(&sandbox, limit, args.boot))
-            .map_err(cannot(format!("start {reference}")))
+            .map_err(cannot(format!("start {reference}")))?;
+        let launched = runtime.block_on(args.ready.launch(&sandbox));
+        launched.map_err(cannot(format!("start all of {reference}, which runs")))
     })
 }
 

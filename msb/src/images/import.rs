@@ -190,9 +190,21 @@ impl<'a> NewImage<'a> {
         layers: Vec<Digest>,
     ) -> Result<ImageRecord, ImportError> {
         let file = assembler.finish(&id)?;
+        file.sync_all()
+            .map_err(FileError::io("write to the disk", &self.erofs_path()))?;
+        self.record(id, label, config, layers)
+    }
+
+    /// What there is to know of it, once its file system is written.
+    pub(super) fn record(
+        &self,
+        id: Digest,
+        label: &str,
+        config: RunConfig,
+        layers: Vec<Digest>,
+    ) -> Result<ImageRecord, ImportError> {
         let path = self.erofs_path();
-        let size = file.sync_all().and_then(|()| file.metadata());
-        let size = size.map_err(FileError::io("write to the disk", &path))?.len();
+        let size = std::fs::metadata(&path).map_err(FileError::io("look at", &path))?.len();
         Ok(ImageRecord {
             id,
             created_at: Timestamp::now(),
@@ -200,17 +212,22 @@ impl<'a> NewImage<'a> {
             size,
             config,
             layers,
+            origin: None,
         })
     }
 
-    fn create_erofs(&self) -> Result<File, FileError> {
+    pub(super) fn images(&self) -> &'a Images {
+        self.images
+    }
+
+    pub(super) fn create_erofs(&self) -> Result<File, FileError> {
         let path = self.erofs_path();
         let mut options = File::options();
         options.read(true).write(true).create_new(true).mode(0o600);
         options.open(&path).map_err(FileError::io("create", &path))
     }
 
-    fn erofs_path(&self) -> PathBuf {
+    pub(super) fn erofs_path(&self) -> PathBuf {
         self.dir.join("image.erofs")
     }
 

@@ -8,12 +8,14 @@
 //!     image.erofs      the files: read-only, no block of it ever changes
 //!     image.json       what is known of it
 //!   .new-N/            being made; its maker holds a lock in it, and without one a dead process left it
-//!   blobs/             layers from registries, packed as they came; partial ones are resumed
+//!   blobs/             layers from registries, packed as they came, where partial ones are resumed; and layers of templates
+//!   steps.json         which of these a step of a template gave
 //! ```
 //!
 //! An image appears by the rename of `.new-N`, after all of it is on the disk.
 
 mod import;
+mod layers;
 mod names;
 mod pull;
 mod refs;
@@ -30,6 +32,7 @@ use msb_image::digest::Digest;
 use serde::{Deserialize, Serialize};
 
 pub use import::{ImportError, ImportOptions};
+pub use layers::Origin;
 pub use names::{ImageName, NameError};
 pub use pull::{PullError, PullEvent, PullOptions};
 pub use remove::{Pruned, Removed};
@@ -82,6 +85,9 @@ pub struct ImageRecord {
     pub config: RunConfig,
     /// Digests of its layers, unpacked, lowest first.
     pub layers: Vec<Digest>,
+    /// How it was made of another image here, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
 }
 
 impl ImageRecord {

@@ -56,7 +56,7 @@ impl Images {
     }
 
     /// Removes images without a name, with `all` also those with one, that no sandbox is made from; and the layers that
-    /// were kept to import images again.
+    /// were kept to import images or to build templates again.
     ///
     /// # Errors
     /// When a file cannot be removed.
@@ -74,12 +74,24 @@ impl Images {
             self.remove_locked(&guard, &id)?;
             pruned.images.push(id);
         }
+        // Without their layers, steps are run again.
+        files::remove_optional(&self.steps_path())?;
         for blob in files::list(&self.blobs())? {
             let path = self.blobs().join(blob);
             pruned.bytes += disk_usage(&path);
             files::remove_optional(&path)?;
         }
         Ok(pruned)
+    }
+
+    /// Removes an image that nobody gave a name and no sandbox is made from.
+    pub(crate) fn remove_unnamed(&self, store: &Store, id: &Digest) -> Result<(), ImageError> {
+        let guard = self.lock()?;
+        let is_named = refs::read(&self.refs_path())?.values().any(|named| named == id);
+        if !is_named && !users(store)?.contains_key(id) {
+            self.remove_locked(&guard, id)?;
+        }
+        Ok(())
     }
 
     /// Its names go first: one never leads to half an image.

@@ -15,7 +15,7 @@ const CHUNK: usize = 1 << 20;
 ///
 /// # Errors
 /// When the disk is full, for one.
-pub(super) fn clone(from: &File, to: &File) -> io::Result<()> {
+pub(crate) fn clone(from: &File, to: &File) -> io::Result<()> {
     match ioctl_ficlone(to, from) {
         Ok(()) => Ok(()),
         // Whatever keeps the file system from it, copying shows whether it can be done at all.

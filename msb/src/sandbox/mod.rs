@@ -1,6 +1,6 @@
 //! A sandbox, from its creation to its removal.
 
-mod clone;
+pub(crate) mod clone;
 pub mod config;
 pub mod control;
 mod create;
@@ -13,6 +13,7 @@ pub mod saved;
 pub mod spec;
 pub mod ssh;
 pub mod start;
+pub mod start_command;
 pub mod state;
 pub mod stop;
 pub mod usage;

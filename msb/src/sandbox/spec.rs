@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use msb_image::config::RunConfig;
+use msb_image::config::{RunConfig, StartCommand};
 use msb_image::digest::Digest;
 use msb_protocol::identity::SshFeatures;
 use serde::{Deserialize, Serialize};
@@ -57,6 +57,9 @@ pub struct SandboxSpec {
     /// How much a sandbox of an image may write in addition to it.
     #[serde(default = "default_disk_size", skip_serializing_if = "is_default_disk_size")]
     pub disk_size: Memory,
+    /// What runs in its background, in the place of the image's start command; an empty command is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<StartCommand>,
     /// Disks, in the order of the guest's `/dev/vda`, `/dev/vdb` and so on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<Disk>,
@@ -96,6 +99,7 @@ impl Default for SandboxSpec {
             cmdline: String::new(),
             image: None,
             disk_size: DEFAULT_DISK_SIZE,
+            start: None,
             disks: Vec::new(),
             env: BTreeMap::new(),
             labels: BTreeMap::new(),
@@ -216,6 +220,13 @@ impl SandboxSpec {
     /// Whether limits were asked for, beyond those that every sandbox has where its host can.
     pub fn asks_for_limits(&self) -> bool {
         self.cpu_limit.is_some() || self.io_limit.is_some()
+    }
+
+    /// What runs in its background from its start on.
+    pub fn start_command(&self) -> Option<&StartCommand> {
+        let image = || self.image.as_ref().and_then(|image| image.config.start.as_ref());
+        let start = self.start.as_ref().or_else(image);
+        start.filter(|start| !start.command.is_empty())
     }
 
     /// Who runs commands when nobody else is named.

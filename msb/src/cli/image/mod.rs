@@ -1,5 +1,6 @@
 //! `msb image`
 
+mod build;
 mod import;
 mod ls;
 pub(super) mod pull;
@@ -11,13 +12,14 @@ use super::error::{CliError, cannot};
 use super::{Context, for_each, output};
 use crate::images::{Image, ImageName, ImageRecord, Removed, short};
 
-/// Import, list and remove the images that sandboxes are made from
+/// Import, build, list and remove the images that sandboxes are made from
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
   msb image import debian.tar debian:12
   msb image pull debian:12
   docker save app:1 | msb image import -
+  msb image build -t site:1 .
   msb image ls
   msb create --name box debian:12")]
 pub(super) struct ImageArgs {
@@ -28,6 +30,7 @@ pub(super) struct ImageArgs {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Import(import::ImportArgs),
+    Build(build::BuildArgs),
     Pull(pull::PullArgs),
     Ls(ls::LsArgs),
     Inspect(InspectArgs),
@@ -71,7 +74,7 @@ struct RmArgs {
     images: Vec<String>,
 }
 
-/// Remove images that have no name and no sandbox, and layers kept from registries
+/// Remove images that have no name and no sandbox, and layers kept from registries and builds
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  msb image prune\n  msb image prune --all")]
 struct PruneArgs {
@@ -112,6 +115,7 @@ struct PrunedView {
 pub(super) fn run(args: &ImageArgs, context: &Context) -> Result<u8, CliError> {
     match &args.verb {
         Verb::Import(args) => import::run(args, context),
+        Verb::Build(args) => build::run(args, context),
         Verb::Pull(args) => pull::run(args, context),
         Verb::Ls(args) => ls::run(args, context),
         Verb::Inspect(args) => inspect(args, context),
