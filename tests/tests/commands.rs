@@ -10,6 +10,10 @@ use msb_tests::{Msb, Terminal, finish, finish_with_input};
 
 const MIB: usize = 1 << 20;
 
+/// What fills a terminal, and how often: more than 10 MiB, with the ends of lines that a terminal makes of them.
+const LINE: &str = "a line of many that come while nobody looks, and of which each has to be there when somebody does";
+const LINES: usize = 106_000;
+
 fn envs(name: &str, value: &str) -> Vec<(String, String)> {
     vec![(name.into(), value.into())]
 }
@@ -215,11 +219,10 @@ async fn a_program_makes_resizes_leaves_and_joins_terminals() {
     };
     assert!(pty.create(brief).await.unwrap().wait().await.unwrap().timed_out);
 
-    // What came while nobody looked, complete, in another process. 10 MiB of it take a minute of an emulated guest, so
-    // these are a test of the agent alone (ssh-bridge/tests/process.rs).
+    // 10 MiB that came while nobody looked, complete, in another process.
     let options = PtyOptions {
         history: 16 << 20,
-        command: Some("read go; seq 1000000 1120000; echo end".into()),
+        command: Some(format!("read go; seq 1000000 1010000; yes '{LINE}' | head -n {LINES}; echo end").into()),
         ..PtyOptions::default()
     };
     let mut terminal = pty.create(options).await.unwrap();
@@ -229,12 +232,13 @@ async fn a_program_makes_resizes_leaves_and_joins_terminals() {
     terminal.disconnect().await;
     let attached = msb.run(["attach", "terminals", &pid.to_string()]).expect(0);
     assert_eq!(attached.stderr, "");
-    assert!(attached.stdout.len() > MIB);
+    assert!(attached.stdout.len() > 10 * MIB);
     let text = attached.text();
     let mut lines = text.split("\r\n").skip(1);
-    for number in 1_000_000..=1_120_000 {
+    for number in 1_000_000..=1_010_000 {
         assert_eq!(lines.next(), Some(number.to_string().as_str()));
     }
+    assert_eq!(lines.by_ref().take(LINES).filter(|line| *line == LINE).count(), LINES);
     assert_eq!(lines.collect::<Vec<_>>(), ["end", ""]);
 }
 

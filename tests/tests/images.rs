@@ -1,8 +1,6 @@
 //! Sandboxes of images: what an image says holds in the guest, and what a guest writes stays its own.
 
-use std::path::PathBuf;
-
-use msb_image::digest::Digest;
+use msb_test_support::images::docker_archive;
 use msb_tests::{Msb, finish_with_input, sha256};
 use serde_json::json;
 use tar::{Builder, EntryType, Header};
@@ -57,36 +55,21 @@ impl Layer {
     }
 }
 
-/// An archive as `docker save` writes it.
-fn docker_archive(msb: &Msb, config: &serde_json::Value, layers: &[Vec<u8>]) -> PathBuf {
-    let diff_ids: Vec<String> = layers.iter().map(|layer| Digest::of(layer).to_string()).collect();
-    let config = json!({
-        "architecture": "amd64", "os": "linux", "config": config,
-        "rootfs": { "type": "layers", "diff_ids": diff_ids },
-    });
-    let names: Vec<String> = (0..layers.len()).map(|layer| format!("{layer}/layer.tar")).collect();
-    let manifest = json!([{ "Config": "config.json", "RepoTags": ["app:1"], "Layers": names }]);
-    let mut archive = Layer::new()
-        .file("manifest.json", 0o644, manifest.to_string().as_bytes())
-        .file("config.json", 0o644, config.to_string().as_bytes());
-    for (name, layer) in names.iter().zip(layers) {
-        archive = archive.file(name, 0o644, layer);
-    }
-    let path = msb.scratch("app.tar");
-    std::fs::write(&path, archive.bytes()).unwrap();
-    path
-}
-
 /// A static program that is many; the image has no other, and no shell where one is looked for.
 fn busybox() -> Vec<u8> {
     std::fs::read("/bin/busybox").expect("busybox-static is installed: scripts/test as root does it")
 }
 
 fn import(msb: &Msb, config: &serde_json::Value, layers: &[Vec<u8>]) {
-    let archive = docker_archive(msb, config, layers);
+    let archive = msb.scratch("app.tar");
+    std::fs::write(&archive, docker_archive("app:1", config, layers)).unwrap();
     msb.run(["image", "import", "--quiet", &archive.to_string_lossy()])
         .expect(0);
 }
+
+/// The hash of what was written to the disk, and of names, modes, owners, sizes and times of all there is on it.
+const HASH: &str = "cd / && busybox sha256sum data file rounds && \
+    busybox find . -xdev -type f -exec busybox stat -c '%n %f %u %g %s %Y' {} + | busybox sort | busybox sha256sum";
 
 const ODD: &str = "odd \u{fc}\n\u{1b}name";
 
@@ -142,20 +125,21 @@ fn what_a_sandbox_writes_survives_it_alone_and_only_up_to_its_limit() {
     let digest = sha256(data.clone());
     let mut write = sandbox.ssh_command("cat > /data && echo changed > /file");
     finish_with_input(&mut write, data).expect(0);
-    for round in 0..2 {
-        msb.run(["stop", "one"]).expect(0);
-        msb.run(["start", "one"]).expect(0);
-        let read = sandbox
-            .ssh("busybox sha256sum /data; busybox cat /file")
+    // Ten times: what lies on the disk when the sandbox stops lies there when it has started again.
+    for round in 1..=10 {
+        let before = sandbox
+            .ssh(&format!("echo {round} >> /rounds; {HASH}"))
             .expect(0)
             .text();
-        assert_eq!(
-            read,
-            format!("{digest}  /data\nchanged\n"),
-            "after {} restarts",
-            round + 1
-        );
+        msb.run(["stop", "one"]).expect(0);
+        msb.run(["start", "one"]).expect(0);
+        assert_eq!(sandbox.ssh(HASH).expect(0).text(), before, "after {round} restarts");
     }
+    let read = sandbox
+        .ssh("busybox sha256sum /data; busybox cat /file")
+        .expect(0)
+        .text();
+    assert_eq!(read, format!("{digest}  /data\nchanged\n"));
     let fill = "busybox dd if=/dev/zero of=/fill bs=1M; busybox rm /fill; busybox sha256sum /data";
     let filled = sandbox.ssh(fill).expect(0);
     assert!(filled.stderr.contains("No space left on device"), "{}", filled.stderr);

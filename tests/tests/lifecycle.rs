@@ -158,6 +158,36 @@ fn a_killed_sandbox_and_a_killed_vmm_are_told_apart() {
 }
 
 #[test]
+fn what_ran_when_the_host_went_down_is_told_and_starts_again() {
+    let msb = Msb::new();
+    let sandbox = msb.create("survivor");
+    kill_process(sandbox.vmm(), Signal::KILL).unwrap();
+    msb.run(["wait", "survivor"]).refusal();
+    // What a reboot leaves: nothing in /run, and pids that are others' by now.
+    let record = msb.home().join("sandboxes").join(sandbox.id()).join("run.json");
+    let mut run: serde_json::Value = serde_json::from_slice(&std::fs::read(&record).unwrap()).unwrap();
+    assert!(run["process"]["boot_id"].is_string(), "{run}");
+    run["process"]["boot_id"] = "of another boot".into();
+    for process in ["process", "vm"] {
+        run[process]["pid"] = std::process::id().into();
+    }
+    std::fs::write(&record, run.to_string()).unwrap();
+    std::fs::remove_dir_all(msb.runtime()).unwrap();
+
+    let inspected = sandbox.inspect();
+    assert_eq!(inspected["state"], "crashed");
+    let message = inspected["message"].as_str().unwrap();
+    assert!(message.contains("the host went down"), "{message}");
+    let refused = msb.run(["exec", "survivor", "--", "true"]).refusal();
+    assert!(refused.contains("msb start survivor"), "{refused}");
+    msb.run(["start", "survivor"]).expect(0);
+    assert_eq!(msb.state("survivor"), "running");
+    sandbox.ssh("true").expect(0);
+    msb.run(["rm", "--force", "survivor"]).expect(0);
+    assert_eq!(msb.leftovers(), [""; 0]);
+}
+
+#[test]
 fn a_disk_keeps_what_the_guest_wrote() {
     let msb = Msb::new();
     let image = msb.scratch("disk.img");

@@ -238,19 +238,21 @@ impl<'a> NewImage<'a> {
         files::sync(&path)?;
         let guard = self.images.lock()?;
         let place = self.images.image_dir(&record.id);
-        let record = match self.images.record(&record.id)? {
-            Some(there) => there,
-            None => {
-                files::remove_optional(&self.dir.join("lock"))?;
-                files::sync(&self.dir)?;
-                std::fs::rename(&self.dir, &place).map_err(FileError::io("create", &place))?;
-                files::sync(&self.images.root)?;
-                record
-            }
-        };
-        for name in names {
-            self.images.tag_locked(&guard, &record.id, name)?;
+        if let Some(there) = self.images.record(&record.id)? {
+            self.images.tag_locked(&guard, &there.id, names)?;
+            return Ok(there);
         }
+        files::remove_optional(&self.dir.join("lock"))?;
+        files::sync(&self.dir)?;
+        std::fs::rename(&self.dir, &place).map_err(FileError::io("create", &place))?;
+        let finish = || {
+            files::sync(&self.images.root)?;
+            self.images.tag_locked(&guard, &record.id, names)
+        };
+        finish().inspect_err(|_| {
+            // Why it was not taken is what the caller must hear of.
+            let _ = self.images.remove_locked(&guard, &record.id);
+        })?;
         Ok(record)
     }
 }

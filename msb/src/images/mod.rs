@@ -171,12 +171,16 @@ impl Images {
         if self.record(id)?.is_none() {
             return Err(ImageError::Unknown(short(id)));
         }
-        Ok(self.tag_locked(&guard, id, name)?)
+        Ok(self.tag_locked(&guard, id, std::slice::from_ref(name))?)
     }
 
-    fn tag_locked(&self, _guard: &ImagesLock, id: &Digest, name: &ImageName) -> Result<(), FileError> {
+    /// Gives it all of these names, or none.
+    fn tag_locked(&self, _guard: &ImagesLock, id: &Digest, names: &[ImageName]) -> Result<(), FileError> {
+        if names.is_empty() {
+            return Ok(());
+        }
         let mut refs = refs::read(&self.refs_path())?;
-        refs.insert(name.clone(), *id);
+        refs.extend(names.iter().map(|name| (name.clone(), *id)));
         refs::write(&self.refs_path(), &refs)
     }
 

@@ -95,7 +95,7 @@ impl Images {
     }
 
     /// Its names go first: one never leads to half an image.
-    fn remove_locked(&self, _guard: &ImagesLock, id: &Digest) -> Result<(), FileError> {
+    pub(super) fn remove_locked(&self, _guard: &ImagesLock, id: &Digest) -> Result<(), FileError> {
         let mut refs = refs::read(&self.refs_path())?;
         let before = refs.len();
         refs.retain(|_, named| named != id);

@@ -5,7 +5,11 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use msb_test_support::images::{docker_archive, tar_of};
+use msb_test_support::pattern;
+use msb_test_support::registry::Registry;
 use msb_tests::{Msb, finish};
+use serde_json::json;
 
 use crate::rounds;
 use crate::truth::{assert_clean, assert_truth, assert_usable};
@@ -14,17 +18,23 @@ use crate::truth::{assert_clean, assert_truth, assert_usable};
 struct Small(PathBuf);
 
 impl Small {
-    fn mount(msb: &Msb) -> Self {
+    fn mount(msb: &Msb, mebibytes: usize) -> Self {
         let home = msb.home();
         fs::create_dir_all(&home).unwrap();
-        let mount = Self(home);
+        let (mount, options) = (Self(home), format!("size={mebibytes}m,mode=0700"));
         finish(
             Command::new("mount")
-                .args(["-t", "tmpfs", "-o", "size=1m,mode=0700", "none"])
+                .args(["-t", "tmpfs", "-o", &options, "none"])
                 .arg(&mount.0),
         )
         .expect(0);
         mount
+    }
+
+    /// Makes it larger.
+    fn grow(&self, mebibytes: usize) {
+        let options = format!("remount,size={mebibytes}m");
+        finish(Command::new("mount").args(["-o", &options]).arg(&self.0)).expect(0);
     }
 
     /// Leaves `blocks` of 4 KiB, or of files that many, until the guard is dropped.
@@ -69,7 +79,7 @@ fn succeeded_or_told(msb: &Msb, verb: &[&str], after: &str) -> bool {
 #[test]
 fn a_disk_that_is_full_at_any_write_is_told_and_nothing_is_lost() {
     let msb = Msb::new();
-    let small = Small::mount(&msb);
+    let small = Small::mount(&msb, 1);
     assert_usable(&msb, "mount");
     let step = rounds(6, 1);
     let mut completed = 0;
@@ -142,4 +152,90 @@ fn a_directory_of_sockets_without_room_is_told() {
 
 fn unmount(path: &Path) {
     finish(Command::new("umount").arg(path)).expect(0);
+}
+
+/// A root file system with nothing but a shell.
+fn root(msb: &Msb) -> PathBuf {
+    let root = msb.scratch("root");
+    fs::create_dir_all(root.join("bin")).unwrap();
+    fs::copy("/bin/busybox", root.join("bin/busybox"))
+        .expect("busybox-static is installed: scripts/test as root does it");
+    std::os::unix::fs::symlink("busybox", root.join("bin/sh")).unwrap();
+    root
+}
+
+/// What there is of images, whole or not, but for layers that the next pull goes on with.
+fn images(msb: &Msb) -> Vec<String> {
+    let entries = fs::read_dir(msb.home().join("images")).into_iter().flatten();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name != "lock" && name != "blobs").collect()
+}
+
+#[test]
+fn an_image_for_which_there_is_no_room_is_told_and_taken_once_there_is_some() {
+    let msb = Msb::new();
+    let small = Small::mount(&msb, 1);
+    let (archive, root) = (msb.scratch("app.tar"), msb.scratch("files"));
+    let contents = pattern(100_000);
+    fs::create_dir(&root).unwrap();
+    fs::write(root.join("large"), &contents).unwrap();
+    let layer = tar_of(&[("large", &contents)]);
+    fs::write(&archive, docker_archive("app:1", &json!({}), &[layer])).unwrap();
+    let registry = Registry::start(&msb.scratch("registry"));
+    registry.push(&archive, "app:1");
+    let remote = format!("{}/app:1", registry.address);
+    let sources: [&[&str]; 3] = [
+        &["image", "import", "--quiet", archive.to_str().unwrap(), "app:1"],
+        &["image", "import", "--quiet", root.to_str().unwrap(), "app:1"],
+        &["image", "pull", "--quiet", &remote],
+    ];
+    for source in sources {
+        let mut refused = 0;
+        for blocks in (0..).step_by(rounds(7, 1)) {
+            let after = format!("{source:?} with {blocks} blocks free");
+            let fill = small.fill(blocks);
+            if succeeded_or_told(&msb, source, &after) {
+                break;
+            }
+            refused += 1;
+            let told = msb.run(source).stderr;
+            assert!(
+                told.contains(&*msb.home().to_string_lossy()),
+                "which disk it is: {told}"
+            );
+            assert_eq!(msb.run(["image", "ls", "--quiet"]).expect(0).text(), "", "{after}");
+            let left = images(&msb);
+            assert!(left.iter().all(|name| name == "refs.json"), "{after}: {left:?}");
+            drop(fill);
+            assert!(blocks < 200, "it needs no more room than that");
+        }
+        assert!(refused > 1, "{source:?}");
+        msb.run(["image", "prune", "--all"]).expect(0);
+    }
+}
+
+#[test]
+fn what_a_guest_was_told_is_on_its_disk_outlives_that_the_hosts_is_full() {
+    let msb = Msb::new();
+    let small = Small::mount(&msb, 12);
+    msb.run(["image", "import", "--quiet", root(&msb).to_str().unwrap(), "app:1"])
+        .expect(0);
+    let sandbox = msb.create_with("box", &["--disk-size", "64M", "--memory", "128M", "app:1"]);
+    // Until one is not acknowledged: the host's disk is full long before the guest's.
+    let write = "n=0; while busybox dd if=/dev/urandom of=/r$n bs=64k count=4 conv=fsync 2>/dev/null; \
+        do busybox sha256sum /r$n; n=$((n+1)); done; echo end";
+    let written = msb.run(["exec", "box", "--", "sh", "-c", write]).expect(0).text();
+    let acknowledged: Vec<&str> = written.lines().filter(|line| *line != "end").collect();
+    assert!((4..200).contains(&acknowledged.len()), "{written}");
+    assert_eq!(msb.state("box"), "running");
+    small.grow(96);
+    msb.run(["stop", "box"]).expect(0);
+    msb.run(["start", "box"]).expect(0);
+    for line in acknowledged {
+        let (digest, file) = line.split_once("  ").unwrap();
+        let read = sandbox.ssh(&format!("busybox sha256sum {file}")).expect(0).text();
+        assert_eq!(read, format!("{digest}  {file}\n"));
+    }
+    sandbox.ssh("echo more > /more && busybox sync").expect(0);
+    drop(small);
 }
