@@ -34,8 +34,10 @@ cpio cpio'
 # shellcheck disable=SC2034
 fuzz_needs='
 c++ g++'
+debian_needs='
+mmdebstrap mmdebstrap'
 # shellcheck disable=SC2034
-test_needs='
+test_needs="$debian_needs
 ssh openssh-client
 sftp openssh-client
 sshd openssh-server
@@ -54,7 +56,8 @@ ssh-audit ssh-audit
 fusermount3 fuse3
 sshfs sshfs
 docker-registry docker-registry
-skopeo skopeo'
+dpkg-deb dpkg
+skopeo skopeo"
 
 # missing_packages NEEDS: the packages of those files that are not here, one a line.
 missing_packages() {

@@ -1,10 +1,12 @@
 //! Templates: images that are built step by step in guests, and what their sandboxes start.
 
-use std::fs;
+use std::ffi::OsStr;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::PathBuf;
+use std::process::Command;
+use std::{env, fs};
 
-use msb_tests::{Finished, Msb};
+use msb_tests::{Finished, Msb, finish};
 
 /// An `msb` with a small image, `base:1`, and a context.
 struct Workshop {
@@ -14,8 +16,13 @@ struct Workshop {
 
 impl Workshop {
     fn new() -> Self {
+        let workshop = Self::without_image();
+        workshop.msb.import_base();
+        workshop
+    }
+
+    fn without_image() -> Self {
         let msb = Msb::new();
-        msb.import_base();
         let context = msb.scratch("context");
         fs::create_dir_all(&context).unwrap();
         Self { msb, context }
@@ -176,6 +183,49 @@ fn what_no_template_may_do_is_refused_before_any_guest_runs() {
 }
 
 /// What is to be started, and what says that it is ready.
+/// A package of one file, `/usr/share/NAME`, in the directory `debs` of the context.
+fn package(workshop: &Workshop, name: &str, depends: &str) {
+    let control = format!(
+        "Package: {name}\nVersion: 1.0\nArchitecture: all\nMaintainer: nobody <nobody@example.com>\n\
+         Description: a test\n{depends}"
+    );
+    workshop.write(&format!("trees/{name}/DEBIAN/control"), &control);
+    workshop.write(&format!("trees/{name}/usr/share/{name}"), name);
+    fs::create_dir_all(workshop.context.join("debs")).unwrap();
+    let mut build = Command::new("dpkg-deb");
+    build.args(["--root-owner-group", "--build"]);
+    build.arg(workshop.context.join("trees").join(name));
+    build.arg(workshop.context.join(format!("debs/{name}.deb")));
+    finish(&mut build).expect(0);
+}
+
+#[test]
+fn debian_installs_packages_and_what_they_depend_on_from_a_directory_of_the_host() {
+    let workshop = Workshop::without_image();
+    let debian = env::var_os("MSB_TEST_DEBIAN").expect("scripts/test makes an archive of Debian and names it");
+    let import = [OsStr::new("image"), "import".as_ref(), &debian, "base:1".as_ref()];
+    workshop.msb.run(import).expect(0);
+    package(&workshop, "msb-words", "");
+    package(&workshop, "msb-greeting", "Depends: msb-words\n");
+    package(&workshop, "msb-unwanted", "");
+    let template = r#"
+from = "base:1"
+apt_repository = "debs"
+steps = [{ apt_install = ["msb-greeting"] }]
+"#;
+    workshop.build(template).expect(0);
+    let script =
+        "cd /usr/share && cat msb-greeting msb-words && echo && ls -d msb-* && dpkg -s msb-words | grep Status";
+    let printed = "msb-greetingmsb-words\nmsb-greeting\nmsb-words\nStatus: install ok installed\n";
+    assert_eq!(workshop.printed(script), printed);
+    assert_eq!(cached(&workshop.build(template).expect(0)), [1]);
+
+    // A package that is not there is apt's to tell of.
+    let missing = template.replace("msb-greeting", "msb-missing");
+    let missing = workshop.build(&missing).expect(125).stderr;
+    assert!(missing.contains("Unable to locate package msb-missing"), "{missing}");
+}
+
 fn starting(command: &str, ready: &str) -> String {
     format!("from = 'base:1'\n[start]\ncommand = '''{command}'''\nready = {{ {ready} }}")
 }

@@ -19,9 +19,9 @@ if ! [ -e Packages ] && ! [ -e Packages.gz ] && ! [ -e Packages.xz ]; then
   done > Packages
 fi
 mkdir -p .lists/partial .cache/archives/partial
-echo 'deb [trusted=yes] file:/run/msb-apt ./' > .sources
+echo 'deb [trusted=yes] file:/run/msb-apt ./' > .apt.list
 apt() {
-  DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dir::Etc::SourceList="$PWD/.sources" -o Dir::Etc::SourceParts=- \
+  DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dir::Etc::SourceList="$PWD/.apt.list" -o Dir::Etc::SourceParts=- \
     -o Dir::State::Lists="$PWD/.lists" -o Dir::Cache="$PWD/.cache" -o APT::Sandbox::User=root "$@"
 }
 apt update
