@@ -13,7 +13,9 @@ const AT_MOST: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
 
 fn kvm_host(command: &[&str]) -> Command {
     let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../kvm-host");
-    let mut run = Command::new(script);
+    // A shell in the background ignores SIGINT, and all that it starts inherits that.
+    let mut run = Command::new("env");
+    run.arg("--default-signal=INT").arg(script);
     run.arg("--").args(command).env("MSB_KVM_HOST", "emulated");
     run
 }
