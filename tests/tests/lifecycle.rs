@@ -1,5 +1,6 @@
 //! A sandbox from create to rm.
 
+use std::fs;
 use std::io::{BufRead, BufReader, Lines, Read};
 use std::process::{Child, ChildStdout, Stdio};
 
@@ -185,6 +186,29 @@ fn what_ran_when_the_host_went_down_is_told_and_starts_again() {
     sandbox.ssh("true").expect(0);
     msb.run(["rm", "--force", "survivor"]).expect(0);
     assert_eq!(msb.leftovers(), [""; 0]);
+}
+
+#[test]
+fn a_guest_has_as_many_disks_as_it_is_given() {
+    let msb = Msb::new();
+    let disks: Vec<String> = (0..12)
+        .map(|number| msb.scratch(&format!("disk{number}")).display().to_string())
+        .collect();
+    for disk in &disks {
+        fs::File::create(disk).unwrap().set_len(1 << 20).unwrap();
+    }
+    let mut run = vec!["run"];
+    run.extend(disks.iter().flat_map(|disk| ["--disk", disk]));
+    // The last is written by its own thread, which is one of many.
+    run.extend([
+        "--",
+        "sh",
+        "-c",
+        "head -c 1m /dev/zero | tr '\\0' x >/dev/vdl && ls /dev/vd[a-l]",
+    ]);
+    let ls = msb.run(run).expect(0);
+    assert_eq!(ls.text().lines().count(), disks.len(), "{}", ls.text());
+    assert_eq!(fs::read(&disks[11]).unwrap(), vec![b'x'; 1 << 20]);
 }
 
 #[test]

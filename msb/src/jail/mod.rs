@@ -170,6 +170,7 @@ pub struct Confinement {
 /// When a step fails that this host should be able to do, or a layer is missing under [`Isolation::Strict`].
 pub fn enter(confinement: &Confinement, in_namespaces: bool) -> Result<(Layers, Filters), JailError> {
     let filters = Filters::compile()?;
+    share_one_heap();
     if in_namespaces {
         root::replace(&confinement.reachable)?;
     }
@@ -193,6 +194,14 @@ pub fn enter(confinement: &Confinement, in_namespaces: bool) -> Result<(Layers, 
     }
     filters.apply_to_process()?;
     Ok((layers, filters))
+}
+
+/// Gives all threads one heap, the program's own. With heaps for threads, the C library opens files, which kills a jailed
+/// process: to learn how many heaps there may be, once eight threads have one (each disk has a thread), and to learn whether
+/// one may shrink. The data path allocates nothing that threads could wait for each other for.
+fn share_one_heap() {
+    // SAFETY: the call takes numbers only.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
 #[cfg(test)]
