@@ -99,6 +99,11 @@ impl AuthorizedKeys {
         })
     }
 
+    /// Whether none is admitted.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// Whether any certificate can log in.
     pub fn has_authorities(&self) -> bool {
         self.entries.iter().any(|entry| entry.options.is_authority())

@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use msb_agent::session::{self, Settings};
+use msb_agent::session::{self, Opening, Settings};
 use msb_agent::{console, exec, init, layer, processes, ready, sftp, watch};
 use msb_protocol::identity::SshFeatures;
 
 const USAGE: &str = "usage: msb-agent serve --stdio --host-key FILE --authorized-keys FILE
                 [--host-certificate FILE] [--no-port-forwarding] [--no-agent-forwarding] [--no-sftp]
                 [--no-own-keys] [--login-grace SECONDS]
-                [--processes DIRECTORY]
+                [--processes DIRECTORY] [--preamble]
        msb-agent sftp-server
        msb-agent watch-server
        msb-agent layer-server
@@ -58,7 +58,7 @@ fn main() -> ExitCode {
 fn serve(options: &[&str]) -> Result<(), String> {
     let (mut stdio, mut host_key, mut authorized_keys) = (false, None, None);
     let (mut features, mut grace, mut host_certificate) = (SshFeatures::default(), None, None);
-    let mut processes = None;
+    let (mut processes, mut opening) = (None, Opening::Ssh);
     let mut options = options.iter();
     while let Some(option) = options.next() {
         match *option {
@@ -70,6 +70,7 @@ fn serve(options: &[&str]) -> Result<(), String> {
             "--no-agent-forwarding" => features.agent_forwarding = false,
             "--no-sftp" => features.sftp = false,
             "--no-own-keys" => features.own_keys = false,
+            "--preamble" => opening = Opening::Preamble,
             "--processes" => processes = options.next().map(PathBuf::from),
             "--login-grace" => match options.next().and_then(|seconds| seconds.parse().ok()) {
                 Some(seconds) => grace = Some(Duration::from_secs(seconds)),
@@ -92,5 +93,5 @@ fn serve(options: &[&str]) -> Result<(), String> {
     if let Some(processes) = processes {
         settings = settings.with_processes(processes);
     }
-    session::serve_stdio(settings).map_err(|error| console::chain(&error))
+    session::serve_stdio(opening, settings).map_err(|error| console::chain(&error))
 }

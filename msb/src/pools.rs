@@ -53,7 +53,7 @@ pub enum PoolError {
     File(#[from] FileError),
     /// The sandbox cannot be saved, or none restored.
     #[error(transparent)]
-    Save(#[from] SaveError),
+    Save(Box<SaveError>),
     /// A fork does not start.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -75,6 +75,12 @@ pub enum PoolError {
     /// No pool is so large.
     #[error("a pool has 1 to {MAX_SIZE} forks wait, not {0}")]
     Size(u16),
+}
+
+impl From<SaveError> for PoolError {
+    fn from(error: SaveError) -> Self {
+        Self::Save(Box::new(error))
+    }
 }
 
 /// One pool among those that had its name.

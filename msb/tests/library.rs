@@ -5,6 +5,7 @@ mod guest;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use guest::Guest;
@@ -13,8 +14,9 @@ use msb::ssh::{
     AttachEnd, ExitStatus, Program, Session, SessionEvent, SpawnOptions, SshAttachOptions, SshClientOptions, SshError,
     SshExecOptions, SshServerOptions, Stdio,
 };
-use msb_ssh::client::{ClientConfig, SshClient};
+use msb_ssh::client::{ClientConfig, ClientError, SshClient};
 use msb_ssh::keys::{KeyPair, load_public};
+use msb_ssh::preamble::{PreambleError, Refusal};
 use msb_test_support::{built, own_user, terminal};
 use tokio::io::AsyncWriteExt;
 
@@ -161,55 +163,105 @@ async fn an_endpoint_serves_any_client_again_and_again_until_it_is_closed() {
 }
 
 #[tokio::test]
-async fn an_endpoint_does_not_pretend_to_be_what_the_guest_is_not() {
+async fn an_endpoint_has_the_host_key_the_keys_and_the_user_it_was_given() {
     let guest = Guest::new();
-    let prepare = async |options: SshServerOptions| guest.sandbox.ssh().prepare_server(options).await;
-    let base = SshServerOptions::default;
-    let other_key = guest.path("other");
-    KeyPair::generate_ed25519("").unwrap().save(&other_key).unwrap();
-    for (named, options) in [
-        (
-            "host_key_path",
-            SshServerOptions {
-                host_key_path: Some(other_key.clone()),
-                ..base()
-            },
-        ),
-        (
-            "authorized_keys_path",
-            SshServerOptions {
-                authorized_keys_path: Some(other_key.clone()),
-                ..base()
-            },
-        ),
-        (
-            "user",
-            SshServerOptions {
-                user: Some("root".into()),
-                ..base()
-            },
-        ),
-        ("sftp", SshServerOptions { sftp: false, ..base() }),
-    ] {
-        let error = prepare(options).await.unwrap_err();
-        assert!(
-            matches!(error, SshError::FixedInGuest { .. }) && error.to_string().contains(named),
-            "{error}"
-        );
-    }
-    fs::write(guest.path("text"), "no key").unwrap();
+    let keys = ["endpoint", "visitor"].map(|name| {
+        let pair = KeyPair::generate_ed25519("").unwrap();
+        pair.save(&guest.path(name)).unwrap();
+        pair
+    });
+    let [host_key, visitor] = &keys;
     let options = SshServerOptions {
-        host_key_path: Some(guest.path("text")),
-        ..base()
+        host_key_path: Some(guest.path("endpoint")),
+        authorized_keys_path: Some(guest.path("visitor.pub")),
+        user: Some(own_user()),
+        sftp: false,
+        ..SshServerOptions::default()
     };
-    assert!(matches!(prepare(options).await.unwrap_err(), SshError::NoKey(_)));
-    let dir = guest.sandbox.dir();
-    for path in [dir.host_key(), dir.host_key_pub()] {
+    let server = guest.sandbox.ssh().prepare_server(options).await.unwrap();
+    let connect = async |key: &KeyPair, host_key: &KeyPair| {
+        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        let served = server.clone();
+        tokio::spawn(async move { served.serve_connection_on(theirs).await });
+        let (key, host_key) = (key.private_key().clone(), host_key.public_key().clone());
+        SshClient::connect(ours, ClientConfig::new("whoever", key, host_key)).await
+    };
+
+    let client = connect(visitor, host_key).await.unwrap();
+    let output = client.exec("id -un", SshExecOptions::default()).await.unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap().trim(), own_user());
+    assert!(client.sftp().await.is_err());
+    client.close().await;
+    let own = KeyPair::load(&guest.sandbox.store().layout().client_key()).unwrap();
+    assert!(matches!(connect(&own, host_key).await, Err(ClientError::Login { .. })));
+    let own_host_key = KeyPair::load(&guest.sandbox.dir().host_key()).unwrap();
+    let refused = connect(visitor, &own_host_key).await;
+    assert!(matches!(refused, Err(ClientError::HostKey { .. })));
+    // What is said of one endpoint is said of no other connection.
+    let client = guest.sandbox.ssh().open_client(guest.options()).await.unwrap();
+    client.sftp().await.unwrap().close().await;
+}
+
+#[tokio::test]
+async fn an_endpoint_is_not_prepared_from_files_that_are_no_keys() {
+    let guest = Guest::new();
+    fs::write(guest.path("text"), "no key").unwrap();
+    fs::set_permissions(guest.path("text"), fs::Permissions::from_mode(0o600)).unwrap();
+    let open = guest.path("open");
+    KeyPair::generate_ed25519("").unwrap().save(&open).unwrap();
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o644)).unwrap();
+    for (name, expected) in [("text", "no key"), ("open", "too open"), ("missing", "cannot read")] {
         let options = SshServerOptions {
-            host_key_path: Some(path),
-            ..base()
+            host_key_path: Some(guest.path(name)),
+            ..SshServerOptions::default()
         };
-        prepare(options).await.unwrap();
+        let error = guest
+            .sandbox
+            .ssh()
+            .prepare_server(options)
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(expected) && error.contains(name), "{error}");
+    }
+    let long = guest.path("long");
+    fs::write(&long, vec![b'#'; 1 << 20]).unwrap();
+    for path in [long, guest.path("missing"), guest.path("")] {
+        let options = SshServerOptions {
+            authorized_keys_path: Some(path.clone()),
+            ..SshServerOptions::default()
+        };
+        let error = guest
+            .sandbox
+            .ssh()
+            .prepare_server(options)
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(path.to_str().unwrap()), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_the_guest_cannot_serve_as_asked_says_why() {
+    let guest = Guest::new();
+    fs::write(guest.path("nobody"), "# nobody\n").unwrap();
+    let of_user = SshServerOptions {
+        user: Some("nobody-of-this-name".into()),
+        ..SshServerOptions::default()
+    };
+    let of_nobody = SshServerOptions {
+        authorized_keys_path: Some(guest.path("nobody")),
+        ..SshServerOptions::default()
+    };
+    for (options, expected) in [(of_user, Refusal::User), (of_nobody, Refusal::AuthorizedKeys)] {
+        let server = guest.sandbox.ssh().prepare_server(options).await.unwrap();
+        let (_ours, theirs) = tokio::io::duplex(64);
+        let refused = server.serve_connection_on(theirs).await;
+        let Err(SshError::Preamble(PreambleError::Refused(refusal))) = refused else {
+            panic!("{refused:?}")
+        };
+        assert_eq!(refusal, expected);
     }
 }
 

@@ -1,7 +1,9 @@
 //! Ed25519 key pairs in OpenSSH's formats: host keys made on the host, and the key `msb` logs in with.
 
 use std::ffi::OsString;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use russh::keys::ssh_key::LineEnding;
@@ -9,7 +11,13 @@ use russh::keys::ssh_key::private::{Ed25519Keypair, KeypairData};
 use russh::keys::{HashAlg, ssh_key};
 pub use russh::keys::{PrivateKey, PublicKey};
 
+use rustix::fs::OFlags;
+use zeroize::Zeroizing;
+
 use crate::atomic;
+
+/// The largest file that is read as a private key, in bytes: one of RSA with 16384 bits has 13 KiB.
+const MAX_PRIVATE_KEY: usize = 32 << 10;
 
 /// Why a key could not be made, read or written.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +55,17 @@ pub enum KeyError {
         #[source]
         source: ssh_key::Error,
     },
+    /// Others than the owner of a private key may use its file.
+    #[error(
+        "the permissions {mode:04o} of the private key {} are too open: take them from others with `chmod go= FILE`",
+        path.display()
+    )]
+    Permissions {
+        /// The key's file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
     /// A private key asks for a passphrase.
     #[error("the key {} is protected by a passphrase, which msb has no way to ask for", path.display())]
     Encrypted {
@@ -80,10 +99,49 @@ impl KeyPair {
     /// # Errors
     /// When the file cannot be read, is no such key, or asks for a passphrase.
     pub fn load(path: &Path) -> Result<Self, KeyError> {
-        let text = std::fs::read(path).map_err(|source| KeyError::Read {
+        let text = std::fs::read(path)
+            .map(Zeroizing::new)
+            .map_err(|source| KeyError::Read {
+                path: path.to_owned(),
+                source,
+            })?;
+        Self::parse(path, &text)
+    }
+
+    /// As [`KeyPair::load`], from a file of the user's own: as ssh does, not from one that belongs to the user and that
+    /// others may use, nor from one that is larger than any key's.
+    ///
+    /// # Errors
+    /// As for [`KeyPair::load`], and when others may use the file.
+    pub fn load_private(path: &Path) -> Result<Self, KeyError> {
+        let read_error = |source| KeyError::Read {
             path: path.to_owned(),
             source,
-        })?;
+        };
+        // A pipe in its place must not hold anybody up.
+        let open = File::options()
+            .read(true)
+            .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+            .open(path);
+        let file = open.map_err(read_error)?;
+        let metadata = file.metadata().map_err(read_error)?;
+        if !metadata.is_file() {
+            return Err(read_error(io::Error::other("it is no regular file")));
+        }
+        let mode = metadata.mode() & 0o7777;
+        if metadata.uid() == rustix::process::getuid().as_raw() && mode & 0o077 != 0 {
+            return Err(KeyError::Permissions {
+                path: path.to_owned(),
+                mode,
+            });
+        }
+        let mut text = Zeroizing::new(Vec::with_capacity(MAX_PRIVATE_KEY));
+        let limit = MAX_PRIVATE_KEY as u64;
+        file.take(limit).read_to_end(&mut text).map_err(read_error)?;
+        Self::parse(path, &text)
+    }
+
+    fn parse(path: &Path, text: &[u8]) -> Result<Self, KeyError> {
         let key = PrivateKey::from_openssh(text).map_err(|source| KeyError::Malformed {
             path: path.to_owned(),
             source,
@@ -140,7 +198,7 @@ impl KeyPair {
     ///
     /// # Errors
     /// When the key cannot be encoded.
-    pub fn to_openssh(&self) -> Result<impl std::ops::Deref<Target = String> + use<>, KeyError> {
+    pub fn to_openssh(&self) -> Result<Zeroizing<String>, KeyError> {
         self.0.to_openssh(LineEnding::LF).map_err(KeyError::Encode)
     }
 
@@ -234,6 +292,24 @@ mod tests {
         let mut lines: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
         lines.dedup();
         assert_eq!(lines, [KeyPair::load(&path).unwrap().public_line()]);
+    }
+
+    #[test]
+    fn a_private_key_that_others_may_read_is_refused_as_ssh_does() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key");
+        let pair = KeyPair::generate_ed25519("").unwrap();
+        pair.save(&path).unwrap();
+        assert_eq!(KeyPair::load_private(&path).unwrap().public_line(), pair.public_line());
+        for mode in [0o640, 0o604, 0o620] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            let error = KeyPair::load_private(&path).unwrap_err();
+            assert!(matches!(error, KeyError::Permissions { .. }), "{error}");
+        }
+        assert!(matches!(
+            KeyPair::load_private(directory.path()),
+            Err(KeyError::Read { .. })
+        ));
     }
 
     #[test]

@@ -14,17 +14,18 @@ use std::time::Duration;
 
 use msb_protocol::identity::GuestConfig;
 use msb_protocol::notice::Notice;
+use msb_protocol::ports;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, WaitOptions};
-use vsock::VsockListener;
 
 use crate::console;
-use crate::session::{self, Settings};
+use crate::session::{self, Opening, Settings};
 use crate::signal_fd;
 
 pub(crate) mod disks;
 mod host;
 mod identity;
+mod listener;
 mod mounts;
 mod renewal;
 mod root;
@@ -34,6 +35,7 @@ mod system;
 mod tools;
 
 use host::Heard;
+use listener::Listener;
 use signals::{Request, Signals};
 
 /// Connections served at once; further ones are closed as they come.
@@ -92,7 +94,7 @@ struct Init {
     /// Guest uptime when PID 1 started.
     started: Duration,
     signals: Signals,
-    listener: VsockListener,
+    listeners: [Listener; 2],
     host: Option<host::Connection>,
     settings: Settings,
     root: Option<root::Writable>,
@@ -103,7 +105,7 @@ struct Init {
 /// What there is to do.
 struct Ready {
     signalled: bool,
-    connected: bool,
+    connected: [bool; 2],
     host: bool,
 }
 
@@ -111,7 +113,7 @@ struct Ready {
 enum Turn {
     Again,
     /// This is a new process, which serves one connection.
-    Session(OwnedFd),
+    Session(OwnedFd, Opening),
     End(Request),
 }
 
@@ -130,15 +132,16 @@ impl Init {
         if let Some(certificate) = identity.host_certificate {
             settings = settings.with_host_certificate(&certificate)?;
         }
-        let port = msb_protocol::ports::SSH;
-        let listener = VsockListener::bind_with_cid_port(vsock::VMADDR_CID_ANY, port)
-            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-            .map_err(|source| InitError::Listen { port, source })?;
+        let listen = |port, opening| Listener::open(port, opening).map_err(|source| InitError::Listen { port, source });
+        let listeners = [
+            listen(ports::SSH, Opening::Ssh)?,
+            listen(ports::PREPARED_SSH, Opening::Preamble)?,
+        ];
         let host = host::Connection::open(&ready(started));
         Ok(Self {
             started,
             signals,
-            listener,
+            listeners,
             host,
             settings,
             root,
@@ -151,10 +154,10 @@ impl Init {
         loop {
             match self.turn() {
                 Turn::Again => {}
-                Turn::Session(stream) => {
+                Turn::Session(stream, opening) => {
                     let settings = self.settings.clone();
                     drop(self);
-                    serve(stream, settings)
+                    serve(stream, opening, settings)
                 }
                 Turn::End(request) => {
                     if let Some(host) = &mut self.host {
@@ -188,30 +191,38 @@ impl Init {
                 Heard::End => return self.follow_host(),
             }
         }
-        if connected { self.accept() } else { Turn::Again }
+        for (index, _) in connected.iter().enumerate().filter(|(_, connected)| **connected) {
+            if let session @ Turn::Session(..) = self.accept(index) {
+                return session;
+            }
+        }
+        Turn::Again
     }
 
     /// Waits for a signal, a connection, or the host.
     fn wait(&mut self) -> Ready {
         let signals = PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN);
-        let listener = PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN);
+        let listeners = self.listeners.each_ref().map(|listener| {
+            let listener = PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN);
+            (!self.paused).then_some(listener)
+        });
         let host = self
             .host
             .as_ref()
             .map(|host| PollFd::from_borrowed_fd(host.as_fd(), PollFlags::IN));
         let timeout = self.paused.then_some(&ACCEPT_PAUSE);
-        let listener = (!self.paused).then_some(listener);
-        let watched = [Some(signals), listener, host];
+        let [ssh, prepared] = listeners;
+        let watched = [Some(signals), ssh, prepared, host];
         let mut fds: Vec<PollFd<'_>> = watched.iter().flatten().cloned().collect();
         // An interrupted poll is another turn of the loop.
         let _ = rustix::event::poll(&mut fds, timeout);
         let mut results = fds.iter().map(|fd| !fd.revents().is_empty());
         let mut next = |fd: &Option<PollFd<'_>>| fd.is_some() && results.next().unwrap_or(false);
-        let [signalled, connected, host] = watched.each_ref().map(&mut next);
+        let [signalled, ssh, prepared, host] = watched.each_ref().map(&mut next);
         self.paused = false;
         Ready {
             signalled,
-            connected,
+            connected: [ssh, prepared],
             host,
         }
     }
@@ -252,9 +263,11 @@ impl Init {
         }
     }
 
-    fn accept(&mut self) -> Turn {
-        let stream = match self.listener.accept() {
-            Ok((stream, _)) => OwnedFd::from(stream),
+    fn accept(&mut self, index: usize) -> Turn {
+        let listener = &self.listeners[index];
+        let stream = match listener.accept() {
+            Ok(Some(stream)) => stream,
+            Ok(None) => return Turn::Again,
             Err(error) => {
                 // What is not a connection that went away meanwhile is a shortage.
                 self.paused = !matches!(
@@ -269,7 +282,7 @@ impl Init {
         }
         // SAFETY: this process has one thread, so the child may go on as any process.
         match unsafe { libc::fork() } {
-            0 => return Turn::Session(stream),
+            0 => return Turn::Session(stream, listener.opening),
             -1 => console::log(&format!("cannot fork for a connection: {}", io::Error::last_os_error())),
             pid => self.sessions.extend(Pid::from_raw(pid)),
         }
@@ -278,10 +291,10 @@ impl Init {
 }
 
 /// Serves one connection in a process of its own, with its own session, as sshd does.
-fn serve(stream: OwnedFd, settings: Settings) -> ! {
+fn serve(stream: OwnedFd, opening: Opening, settings: Settings) -> ! {
     signal_fd::unblock_all();
     let _ = rustix::process::setsid();
-    let served = std::panic::catch_unwind(AssertUnwindSafe(|| session::serve(stream, settings)));
+    let served = std::panic::catch_unwind(AssertUnwindSafe(|| session::serve(stream, opening, settings)));
     exit(match served {
         Ok(Ok(())) => 0,
         Ok(Err(error)) => {

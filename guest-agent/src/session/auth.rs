@@ -23,8 +23,9 @@ pub(super) struct Candidate<'a> {
 }
 
 impl<'a> Candidate<'a> {
-    /// The user `name`, if there is one that this server can become: root's all, another user's only itself.
+    /// The user `name`, or the only one there is, if this server can become it: root's all, another user's only itself.
     pub(super) fn find(name: &str, settings: &'a Settings) -> Option<Self> {
+        let name = settings.only_user.as_deref().unwrap_or(name);
         let user = settings.user(name)?;
         let server = rustix::process::geteuid();
         if !server.is_root() && server.as_raw() != user.uid {

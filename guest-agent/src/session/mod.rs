@@ -30,12 +30,14 @@ mod forward;
 mod handler;
 mod input;
 mod outlet;
+mod preamble;
 mod process;
 mod signals;
 mod terminal;
 mod transport;
 
 use handler::Handler;
+pub use preamble::PreambleError;
 use transport::{Outbound, Transport};
 
 /// How long a client has to log in, as in sshd.
@@ -61,9 +63,20 @@ pub struct Settings {
     environment: Arc<BTreeMap<String, String>>,
     features: SshFeatures,
     image: Option<Arc<ImageRoot>>,
+    /// The user that everything runs as, whomever the client names.
+    only_user: Option<Arc<str>>,
     login_grace: Duration,
     processes: PathBuf,
     end_guest: Option<fn()>,
+}
+
+/// What a connection begins with.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Opening {
+    /// SSH.
+    Ssh,
+    /// A [preamble](msb_protocol::server_preamble), then SSH.
+    Preamble,
 }
 
 /// Why SSH cannot be served.
@@ -97,6 +110,9 @@ pub enum SessionError {
     /// The client did not log in within the grace time.
     #[error("no login within {} s", .0.as_secs())]
     LoginTimeout(Duration),
+    /// The preamble.
+    #[error("the preamble of the connection is not served")]
+    Preamble(#[from] PreambleError),
     /// The SSH protocol.
     #[error("the SSH connection failed")]
     Ssh(#[from] russh::Error),
@@ -108,21 +124,13 @@ impl Settings {
     /// # Errors
     /// When the host key cannot be used. Bad lines of `authorized_keys` are only logged.
     pub fn new(host_key: &[u8], authorized_keys: &[u8]) -> Result<Self, SettingsError> {
-        let host_key = PrivateKey::from_openssh(host_key).map_err(SettingsError::HostKey)?;
-        if host_key.is_encrypted() {
-            return Err(SettingsError::HostKey(russh::keys::ssh_key::Error::Encrypted));
-        }
-        let authorized_keys = AuthorizedKeys::parse(authorized_keys);
-        for refused in authorized_keys.refused() {
-            let reason = console::chain(&refused.reason);
-            console::log(&format!("authorized_keys line {} is ignored: {reason}", refused.line));
-        }
         Ok(Self {
-            config: Arc::new(server_config(vec![host_key])),
-            authorized_keys: Arc::new(authorized_keys),
+            config: Arc::new(server_config(vec![parse_host_key(host_key)?])),
+            authorized_keys: Arc::new(parse_authorized_keys(authorized_keys)),
             environment: Arc::default(),
             features: SshFeatures::default(),
             image: None,
+            only_user: None,
             login_grace: LOGIN_GRACE,
             processes: crate::processes::default_directory(),
             end_guest: None,
@@ -229,6 +237,24 @@ impl Settings {
     }
 }
 
+fn parse_host_key(key: &[u8]) -> Result<PrivateKey, SettingsError> {
+    let key = PrivateKey::from_openssh(key).map_err(SettingsError::HostKey)?;
+    if key.is_encrypted() {
+        return Err(SettingsError::HostKey(russh::keys::ssh_key::Error::Encrypted));
+    }
+    Ok(key)
+}
+
+/// Bad lines are only logged.
+fn parse_authorized_keys(contents: &[u8]) -> AuthorizedKeys {
+    let keys = AuthorizedKeys::parse(contents);
+    for refused in keys.refused() {
+        let reason = console::chain(&refused.reason);
+        console::log(&format!("authorized_keys line {} is ignored: {reason}", refused.line));
+    }
+    keys
+}
+
 fn server_config(keys: Vec<PrivateKey>) -> russh::server::Config {
     russh::server::Config {
         server_id: russh::SshId::Standard(concat!("SSH-2.0-msb_", env!("CARGO_PKG_VERSION")).into()),
@@ -251,17 +277,17 @@ fn server_config(keys: Vec<PrivateKey>) -> russh::server::Config {
 /// Serves one connection on a socket until it ends.
 ///
 /// # Errors
-/// When the stream cannot be polled, the client does not log in in time, or the protocol fails.
-pub fn serve(stream: OwnedFd, settings: Settings) -> Result<(), SessionError> {
-    run(settings, || FdStream::new(stream))
+/// When the stream cannot be polled, its preamble is not served, the client does not log in in time, or the protocol fails.
+pub fn serve(stream: OwnedFd, opening: Opening, settings: Settings) -> Result<(), SessionError> {
+    run(settings, opening, || FdStream::new(stream))
 }
 
 /// Serves one connection on standard input and output, as the user that runs this.
 ///
 /// # Errors
 /// As for [`serve`].
-pub fn serve_stdio(settings: Settings) -> Result<(), SessionError> {
-    run(settings, || {
+pub fn serve_stdio(opening: Opening, settings: Settings) -> Result<(), SessionError> {
+    run(settings, opening, || {
         let input = io::stdin().as_fd().try_clone_to_owned()?;
         let output = io::stdout().as_fd().try_clone_to_owned()?;
         // What a session starts must not hold the connection open.
@@ -272,14 +298,18 @@ pub fn serve_stdio(settings: Settings) -> Result<(), SessionError> {
     })
 }
 
-fn run(settings: Settings, stream: impl FnOnce() -> io::Result<FdStream>) -> Result<(), SessionError> {
+fn run(
+    settings: Settings,
+    opening: Opening,
+    stream: impl FnOnce() -> io::Result<FdStream>,
+) -> Result<(), SessionError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(SessionError::Stream)?;
     let ended = runtime.block_on(async {
         let stream = stream().map_err(SessionError::Stream)?;
-        converse(stream, settings).await
+        converse(stream, opening, settings).await
     });
     // A name that is being looked up delays nobody.
     runtime.shutdown_background();
@@ -287,11 +317,11 @@ fn run(settings: Settings, stream: impl FnOnce() -> io::Result<FdStream>) -> Res
 }
 
 /// Serves until the connection ends, or this process is told to.
-async fn converse(stream: FdStream, settings: Settings) -> Result<(), SessionError> {
+async fn converse(stream: FdStream, opening: Opening, settings: Settings) -> Result<(), SessionError> {
     let mut hangup = signal(SignalKind::hangup()).map_err(SessionError::Stream)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(SessionError::Stream)?;
     let ended = tokio::select! {
-        ended = connection(stream, settings) => ended,
+        ended = connection(stream, opening, settings) => ended,
         _ = hangup.recv() => Ok(()),
         _ = terminate.recv() => Ok(()),
     };
@@ -303,7 +333,11 @@ async fn converse(stream: FdStream, settings: Settings) -> Result<(), SessionErr
     }
 }
 
-async fn connection(stream: FdStream, settings: Settings) -> Result<(), SessionError> {
+async fn connection(mut stream: FdStream, opening: Opening, settings: Settings) -> Result<(), SessionError> {
+    let settings = match opening {
+        Opening::Ssh => settings,
+        Opening::Preamble => preamble::receive(&mut stream, settings).await?,
+    };
     let logged_in = Arc::new(Notify::new());
     let (config, grace) = (Arc::clone(&settings.config), settings.login_grace);
     let liveness = stream.liveness();

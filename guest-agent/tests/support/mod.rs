@@ -203,7 +203,8 @@ pub(crate) fn direct_sftp(batch: &[u8]) -> Output {
     run_batch(&mut command, batch)
 }
 
-fn run_batch(command: &mut Command, batch: &[u8]) -> Output {
+/// Runs an sftp client with a batch.
+pub(crate) fn run_batch(command: &mut Command, batch: &[u8]) -> Output {
     output_with_input(command, batch)
 }
 

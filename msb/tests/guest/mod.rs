@@ -17,6 +17,7 @@ use msb::store::layout::Layout;
 use msb::store::lock::RunLock;
 use msb::timings::Timings;
 use msb::{Sandbox, SandboxSpec, Store};
+use msb_protocol::ports;
 use msb_test_support::{built, own_user};
 
 /// A sandbox named `box`, with a store and a directory of its own.
@@ -95,9 +96,17 @@ fn serve(socket: &Path, sandbox: &Sandbox) {
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
-            connect(&mut stream);
+            let opening = match connect(&mut stream) {
+                ports::PREPARED_SSH => Some("--preamble"),
+                port => {
+                    assert_eq!(port, ports::SSH);
+                    None
+                }
+            };
             let mut process = Command::new(agent)
-                .args(["serve", "--stdio", "--host-key"])
+                .args(["serve", "--stdio"])
+                .args(opening)
+                .arg("--host-key")
                 .arg(&host_key)
                 .arg("--authorized-keys")
                 .arg(&keys)
@@ -110,16 +119,20 @@ fn serve(socket: &Path, sandbox: &Sandbox) {
     });
 }
 
-/// Takes `CONNECT PORT` and says that it is done.
-fn connect(stream: &mut UnixStream) {
+/// Takes `CONNECT PORT` and says that it is done. Returns the port.
+fn connect(stream: &mut UnixStream) -> u32 {
     let mut line = Vec::new();
     while line.last() != Some(&b'\n') {
         let mut byte = [0];
         stream.read_exact(&mut byte).unwrap();
         line.push(byte[0]);
     }
-    assert!(line.starts_with(b"CONNECT "), "{}", line.escape_ascii());
     stream.write_all(b"OK 1073741824\n").unwrap();
+    let line = String::from_utf8(line).unwrap();
+    let port = line
+        .strip_prefix("CONNECT ")
+        .and_then(|port| port.trim_end().parse().ok());
+    port.unwrap_or_else(|| panic!("{line:?} is no request"))
 }
 
 /// The agent of this checkout.

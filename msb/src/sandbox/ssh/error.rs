@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use msb_ssh::client::ClientError;
 use msb_ssh::keys::KeyError;
+use msb_ssh::preamble::{MAX_AUTHORIZED_KEYS, PreambleError};
 use msb_ssh::vsock::ConnectError;
 use tokio::task::JoinError;
 
@@ -70,17 +71,12 @@ pub enum SshError {
     /// There is no SSH session over the stream.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// A server cannot be what was asked for.
-    #[error("{option} cannot be chosen for one endpoint, because the guest itself serves SSH: {instead}")]
-    FixedInGuest {
-        /// The option.
-        option: &'static str,
-        /// What does what was meant.
-        instead: &'static str,
-    },
-    /// A file that should hold a host key does not.
-    #[error("{} is no key in OpenSSH's format", .0.display())]
-    NoKey(PathBuf),
+    /// The guest does not serve a connection as it should.
+    #[error(transparent)]
+    Preamble(#[from] PreambleError),
+    /// A file of authorized keys is none.
+    #[error("{} is no file of at most {MAX_AUTHORIZED_KEYS} bytes, as authorized keys are in", .0.display())]
+    AuthorizedKeys(PathBuf),
     /// The endpoint is closed.
     #[error("the endpoint was closed")]
     Closed,
@@ -91,6 +87,7 @@ impl SshError {
     pub fn is_transport(&self) -> bool {
         match self {
             Self::Connect(_) | Self::Stream(_) => true,
+            Self::Preamble(PreambleError::Stream(_) | PreambleError::Deadline(_)) => true,
             Self::Client(error) => is_transport(error),
             _ => false,
         }

@@ -7,12 +7,13 @@ mod error;
 mod server;
 
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use msb_protocol::ports;
 use msb_ssh::client::ClientConfig;
 use msb_ssh::keys::{KeyPair, PublicKey};
-use msb_ssh::vsock;
+use msb_ssh::{preamble, vsock};
 use tokio::task::spawn_blocking;
 
 use super::Sandbox;
@@ -27,6 +28,7 @@ pub use msb_ssh::client::{
     SessionStdin, SpawnOptions, SshAttachOptions, SshClient, SshExecOptions, SshOutput, Stdio,
 };
 pub use msb_ssh::sftp;
+use server::SignedPreamble;
 pub use server::{SshServer, SshServerOptions};
 
 /// How long a sandbox that is starting may take until it serves SSH.
@@ -96,9 +98,25 @@ impl SshAccess {
     /// Prepares an endpoint, over which any SSH client reaches the guest.
     ///
     /// # Errors
-    /// When the sandbox does not run or does not get ready, or an option is one that the guest decides.
+    /// When the sandbox does not run or does not get ready, or a file that the options name cannot be used.
     pub async fn prepare_server(&self, options: SshServerOptions) -> Result<SshServer, SshError> {
         SshServer::prepare(self.clone(), options).await
+    }
+
+    /// As [`Self::stream`], served as `preamble` says.
+    async fn prepared_stream(
+        &self,
+        preamble: Arc<SignedPreamble>,
+        boot_timeout: Duration,
+        connect_timeout: Duration,
+    ) -> Result<UnixStream, SshError> {
+        let sandbox = self.sandbox.clone();
+        let open = move || {
+            let stream = sandbox.stream_to(ports::PREPARED_SSH, boot_timeout, connect_timeout)?;
+            preamble::send(&stream, &preamble, connect_timeout)?;
+            Ok(stream)
+        };
+        spawn_blocking(open).await?
     }
 
     /// A stream to the SSH server of the guest, a blocking one.
@@ -119,8 +137,12 @@ impl Sandbox {
     /// # Errors
     /// When it does not run, does not get ready, or does not accept the connection in time.
     pub fn ssh_stream(&self, boot_timeout: Duration, connect_timeout: Duration) -> Result<UnixStream, SshError> {
+        self.stream_to(ports::SSH, boot_timeout, connect_timeout)
+    }
+
+    fn stream_to(&self, port: u32, boot_timeout: Duration, connect_timeout: Duration) -> Result<UnixStream, SshError> {
         let run = self.running(boot_timeout)?;
-        Ok(vsock::connect(&run.socket, ports::SSH, connect_timeout)?)
+        Ok(vsock::connect(&run.socket, port, connect_timeout)?)
     }
 
     /// The public half of the guest's host key.

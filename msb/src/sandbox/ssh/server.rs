@@ -1,38 +1,47 @@
 //! Endpoints for SSH clients outside of this program.
 
-use std::io;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
 use std::net::Shutdown;
+use std::ops::Deref;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use msb_ssh::keys::{self, KeyError, KeyPair};
+use msb_ssh::keys::{KeyError, KeyPair};
+use msb_ssh::preamble::{self, MAX_AUTHORIZED_KEYS, ServerOptions};
 use msb_ssh::serve;
+use rustix::fs::OFlags;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
+use zeroize::Zeroizing;
 
 use super::{BOOT_TIMEOUT, CONNECT_TIMEOUT, SshAccess, SshError};
+use crate::sandbox::Sandbox;
 
-/// What an endpoint shall be.
+/// What the connections of an endpoint are served with.
 ///
-/// The guest itself serves SSH, and an endpoint passes its bytes on: it has no keys, no users and no SFTP of its own. So
-/// the first four options are what a caller may rely on, not what an endpoint sets: one that asks for something else than
-/// the sandbox was created with is refused, never ignored.
+/// The guest serves SSH, and an endpoint passes its bytes on. It tells the guest these options ahead of each connection;
+/// other connections to the sandbox are served as before.
 #[derive(Clone, Debug)]
 pub struct SshServerOptions {
-    /// The host key that clients shall see, a private or a public one. Default: that of the sandbox, whichever it is.
+    /// A file with the private host key that clients see, in OpenSSH's format and for its owner alone. Default: the
+    /// sandbox's.
     pub host_key_path: Option<PathBuf>,
-    /// The keys that alone may log in. Only `None` is possible: a sandbox has its keys from its creation.
+    /// A file with the keys that alone may log in, as sshd's `authorized_keys`. Default: the sandbox's, and those that
+    /// users of the guest have in their own.
     pub authorized_keys_path: Option<PathBuf>,
-    /// The user that commands run as. Only `None` is possible: the client names its user.
+    /// The user of the guest that everything runs as, whomever the client names. Default: the one that the client names.
     pub user: Option<String>,
-    /// Whether there is SFTP. Only `true` is possible: what a user may do to files is the guest kernel's decision.
+    /// Whether there is SFTP. A sandbox that was made without it has none.
     pub sftp: bool,
     /// How long a sandbox that is starting may take until it serves SSH.
     pub boot_timeout: Duration,
-    /// How long the guest may take to accept a connection.
+    /// How long the guest may take to accept a connection, and then to take these options.
     pub connect_timeout: Duration,
 }
 
@@ -49,6 +58,24 @@ impl Default for SshServerOptions {
     }
 }
 
+/// What the guest is told ahead of a connection. It may hold a private key.
+pub(super) struct SignedPreamble(Zeroizing<Vec<u8>>);
+
+impl Deref for SignedPreamble {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// Without the secret.
+impl fmt::Debug for SignedPreamble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SignedPreamble").finish_non_exhaustive()
+    }
+}
+
 /// An endpoint of a sandbox, for any number of connections. Clones are the same endpoint.
 ///
 /// Each connection finds the sandbox anew, so an endpoint outlives a restart. It is closed by [`SshServer::close`], not
@@ -56,6 +83,8 @@ impl Default for SshServerOptions {
 #[derive(Clone, Debug)]
 pub struct SshServer {
     access: SshAccess,
+    /// Nothing when connections are served as any other.
+    preamble: Option<Arc<SignedPreamble>>,
     boot_timeout: Duration,
     connect_timeout: Duration,
     closed: Arc<watch::Sender<bool>>,
@@ -63,39 +92,17 @@ pub struct SshServer {
 
 impl SshServer {
     pub(super) async fn prepare(access: SshAccess, options: SshServerOptions) -> Result<Self, SshError> {
-        let SshServerOptions {
-            host_key_path,
-            authorized_keys_path,
-            user,
-            sftp,
-            boot_timeout,
-            connect_timeout,
-        } = options;
-        if let Some(path) = host_key_path {
-            check_host_key(&access, &path)?;
-        }
-        if authorized_keys_path.is_some() {
-            return Err(SshError::FixedInGuest {
-                option: "authorized_keys_path",
-                instead: "give the keys to `Sandbox::create`, or `msb create --authorized-key`",
-            });
-        }
-        if user.is_some() {
-            return Err(SshError::FixedInGuest {
-                option: "user",
-                instead: "the client names it, as in `ssh USER@HOST`",
-            });
-        }
-        if !sftp {
-            return Err(SshError::FixedInGuest {
-                option: "sftp: false",
-                instead: "create the sandbox without it (`SandboxSpec::ssh`, or `msb create --no-sftp`)",
-            });
-        }
+        let (boot_timeout, connect_timeout) = (options.boot_timeout, options.connect_timeout);
         let sandbox = access.sandbox.clone();
-        spawn_blocking(move || sandbox.running(boot_timeout)).await??;
+        let prepare = move || {
+            let preamble = preamble(&sandbox, options)?;
+            sandbox.running(boot_timeout)?;
+            Ok::<_, SshError>(preamble)
+        };
+        let preamble = spawn_blocking(prepare).await??;
         Ok(Self {
             access,
+            preamble,
             boot_timeout,
             connect_timeout,
             closed: Arc::new(watch::channel(false).0),
@@ -148,7 +155,11 @@ impl SshServer {
         if *self.closed.borrow() {
             return Err(SshError::Closed);
         }
-        self.access.stream(self.boot_timeout, self.connect_timeout).await
+        let (boot, connect) = (self.boot_timeout, self.connect_timeout);
+        match &self.preamble {
+            None => self.access.stream(boot, connect).await,
+            Some(preamble) => self.access.prepared_stream(Arc::clone(preamble), boot, connect).await,
+        }
     }
 }
 
@@ -156,20 +167,35 @@ fn ended(result: io::Result<()>) -> Result<(), SshError> {
     result.map_err(SshError::Stream)
 }
 
-/// Whether clients will see the key in the file at `path`.
-fn check_host_key(access: &SshAccess, path: &Path) -> Result<(), SshError> {
-    let asked = match KeyPair::load(path) {
-        Ok(pair) => pair.public_key().clone(),
-        Err(not_private) => keys::load_public(path).map_err(|_| match not_private {
-            KeyError::Malformed { path, .. } => SshError::NoKey(path),
-            other => other.into(),
-        })?,
+/// What the guest is told, if it is to do something else than usual.
+fn preamble(sandbox: &Sandbox, options: SshServerOptions) -> Result<Option<Arc<SignedPreamble>>, SshError> {
+    let host_key = |path: PathBuf| Ok::<_, SshError>(KeyPair::load_private(&path)?.to_openssh()?);
+    let options = ServerOptions {
+        host_key: options.host_key_path.map(host_key).transpose()?,
+        authorized_keys: options.authorized_keys_path.map(read_authorized_keys).transpose()?,
+        user: options.user,
+        sftp: options.sftp,
     };
-    if asked.key_data() == access.sandbox.host_key()?.key_data() {
-        return Ok(());
+    if options == ServerOptions::default() {
+        return Ok(None);
     }
-    Err(SshError::FixedInGuest {
-        option: "another host_key_path",
-        instead: "clients see the key that was made with the sandbox, which `known_hosts` of the store pins",
-    })
+    let own = KeyPair::load(&sandbox.dir().host_key())?;
+    Ok(Some(Arc::new(SignedPreamble(preamble::sign(&options, &own)?))))
+}
+
+fn read_authorized_keys(path: PathBuf) -> Result<Vec<u8>, SshError> {
+    let read = || {
+        let flags = OFlags::NONBLOCK.bits().cast_signed();
+        // A pipe in its place must not hold anybody up.
+        let file = File::options().read(true).custom_flags(flags).open(&path)?;
+        let is_file = file.metadata()?.is_file();
+        let mut keys = Vec::new();
+        file.take(MAX_AUTHORIZED_KEYS as u64 + 1).read_to_end(&mut keys)?;
+        Ok((is_file && keys.len() <= MAX_AUTHORIZED_KEYS).then_some(keys))
+    };
+    let read: io::Result<_> = read();
+    match read {
+        Ok(keys) => keys.ok_or(SshError::AuthorizedKeys(path)),
+        Err(source) => Err(KeyError::Read { path, source }.into()),
+    }
 }
