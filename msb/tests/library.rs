@@ -202,6 +202,12 @@ async fn an_endpoint_has_the_host_key_the_keys_and_the_user_it_was_given() {
     client.sftp().await.unwrap().close().await;
 }
 
+/// Why no endpoint is prepared with `options`.
+async fn refusal(guest: &Guest, options: SshServerOptions) -> String {
+    let prepared = guest.sandbox.ssh().prepare_server(options).await;
+    prepared.unwrap_err().to_string()
+}
+
 #[tokio::test]
 async fn an_endpoint_is_not_prepared_from_files_that_are_no_keys() {
     let guest = Guest::new();
@@ -215,13 +221,7 @@ async fn an_endpoint_is_not_prepared_from_files_that_are_no_keys() {
             host_key_path: Some(guest.path(name)),
             ..SshServerOptions::default()
         };
-        let error = guest
-            .sandbox
-            .ssh()
-            .prepare_server(options)
-            .await
-            .unwrap_err()
-            .to_string();
+        let error = refusal(&guest, options).await;
         assert!(error.contains(expected) && error.contains(name), "{error}");
     }
     let long = guest.path("long");
@@ -231,13 +231,7 @@ async fn an_endpoint_is_not_prepared_from_files_that_are_no_keys() {
             authorized_keys_path: Some(path.clone()),
             ..SshServerOptions::default()
         };
-        let error = guest
-            .sandbox
-            .ssh()
-            .prepare_server(options)
-            .await
-            .unwrap_err()
-            .to_string();
+        let error = refusal(&guest, options).await;
         assert!(error.contains(path.to_str().unwrap()), "{error}");
     }
 }

@@ -101,9 +101,7 @@ fn launch(sandbox: &Sandbox, ready: ReadyTimeout, what: &str) -> Result<(), CliE
     });
     if launched.is_err() {
         // The error to report is that of the start command.
-        let _ = sandbox.kill();
-        let _ = sandbox.wait();
-        let _ = sandbox.remove();
+        let _ = sandbox.remove_by_force();
     }
     launched
 }

@@ -1,6 +1,5 @@
 //! From a template to an image.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -271,7 +270,6 @@ impl<Event: FnMut(BuildEvent<'_>)> Build<'_, Event> {
                 id: image.id,
                 config: config.clone(),
             }),
-            env: BTreeMap::new(),
             ..SandboxSpec::default()
         }
     }
