@@ -237,5 +237,6 @@ fn what_a_guest_was_told_is_on_its_disk_outlives_that_the_hosts_is_full() {
         assert_eq!(read, format!("{digest}  {file}\n"));
     }
     sandbox.ssh("echo more > /more && busybox sync").expect(0);
+    assert_clean(&msb, "a full disk");
     drop(small);
 }
