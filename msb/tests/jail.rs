@@ -285,7 +285,7 @@ fn a_jail_without_limits_is_not_strict() {
 fn a_file_grows_no_further_than_its_limit() {
     let mut file = tempfile::tempfile().expect("a file");
     let outcome = outcome(|_| {
-        privileges::limit_resources(4096).expect("limits");
+        privileges::limit_resources(Some(4096), privileges::VM_DESCRIPTORS).expect("limits");
         file.write_all(&[0; 4096]).expect("room");
         u8::from(file.write_all(&[0]).is_ok())
     });

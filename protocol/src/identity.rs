@@ -52,6 +52,25 @@ pub struct GuestConfig {
     /// The image whose files are the guest's; without one, those of the built-in image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageRoot>,
+    /// File systems of the host, in the order in which they are mounted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<VolumeMount>,
+}
+
+/// A file system of the host, which the guest mounts.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeMount {
+    /// Of its virtio-fs device.
+    pub tag: String,
+    /// Where, as an absolute path; it is made where it is missing.
+    pub path: String,
+    /// Whether the host refuses writing.
+    #[serde(default)]
+    pub read_only: bool,
+    /// The one file of it that is mounted, by its name there; without one, all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
 }
 
 /// How an image's files become the guest's. They are on the disks [`IMAGE_SERIAL`] and [`WRITABLE_SERIAL`].

@@ -25,6 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }),
         vsock: vsock.map(|path| VsockConfig::new(3, path)),
         disks: Vec::new(),
+        file_systems: Vec::new(),
     })?;
     let running = vm.start()?;
     println!("{:?}", running.wait());

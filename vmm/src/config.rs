@@ -25,6 +25,8 @@ pub struct VmConfig {
     pub vsock: Option<VsockConfig>,
     /// Disks, in the order of `/dev/vda`, `/dev/vdb`, ….
     pub disks: Vec<DiskConfig>,
+    /// File systems of the host. A VM with any can be paused and not saved.
+    pub file_systems: Vec<FileSystemConfig>,
 }
 
 /// One cpio archive (newc, plain or gzip).
@@ -63,4 +65,13 @@ pub struct DiskConfig {
     pub read_only: bool,
     /// What the guest reads as `/sys/block/*/serial`, to know the disk by; the first 20 bytes of it.
     pub serial: String,
+}
+
+/// A virtio-fs device.
+#[derive(Clone, Debug)]
+pub struct FileSystemConfig {
+    /// What the guest mounts it by, 1 to 36 bytes.
+    pub tag: String,
+    /// A connected socket of type `SOCK_SEQPACKET`, whose other end answers FUSE requests (linux/fuse.h), one a message.
+    pub socket: Arc<OwnedFd>,
 }

@@ -17,7 +17,7 @@ mod thread;
 mod vcpu;
 mod vm;
 
-pub use config::{Console, ConsoleLog, DiskConfig, Initramfs, VmConfig};
+pub use config::{Console, ConsoleLog, DiskConfig, FileSystemConfig, Initramfs, VmConfig};
 pub use devices::console_log::RotatingLog;
 pub use devices::virtio::vsock::{HoldPolicy, VsockConfig, VsockLimits};
 pub use exit::{FailureReason, VmExit, VmFailure};

@@ -13,6 +13,7 @@ use crate::devices::console::ConsoleWriter;
 use crate::devices::ioapic::{Ioapic, Routes};
 use crate::devices::legacy::LegacyPorts;
 use crate::devices::virtio::block::BlockError;
+use crate::devices::virtio::fs::FsError;
 use crate::devices::virtio::mmio::RestoreError;
 use crate::devices::virtio::vsock::VsockError;
 use crate::event_loop::{EventLoop, EventLoopThread};
@@ -46,6 +47,9 @@ pub enum BuildError {
     /// A disk cannot be used.
     #[error(transparent)]
     Block(#[from] BlockError),
+    /// A file system cannot be used.
+    #[error(transparent)]
+    FileSystem(#[from] FsError),
     /// A file of the configuration cannot be opened.
     #[error("cannot open {path}")]
     Open {
@@ -98,6 +102,9 @@ pub enum PauseError {
     /// Only what stands still can be saved.
     #[error("the VM is not paused")]
     NotPaused,
+    /// What the guest has open of a file system of the host is not its own.
+    #[error("a VM with a file system of the host cannot be saved")]
+    Unsavable,
     /// KVM does not tell the state.
     #[error(transparent)]
     Kvm(#[from] KvmError),
@@ -335,11 +342,14 @@ impl RunningVm {
     /// the rest. Its disks are the caller's to copy before the VM goes on. The VM stays paused, and unharmed by any error.
     ///
     /// # Errors
-    /// When it is not paused, KVM refuses to tell its state, or the file cannot be written.
+    /// When it is not paused, it has a file system of the host, KVM refuses to tell its state, or the file cannot be written.
     pub fn save(&self, memory: &File) -> Result<Snapshot, PauseError> {
         let paused = self.lock_paused();
         if !*paused || self.handle.supervisor.has_ended() {
             return Err(PauseError::NotPaused);
+        }
+        if !self.bus.virtio().iter().all(|device| device.can_be_saved()) {
+            return Err(PauseError::Unsavable);
         }
         // Before the memory: what KVM does to tell it may write there.
         let vcpus = {

@@ -33,6 +33,7 @@ mod shutdown;
 mod signals;
 mod system;
 mod tools;
+mod volumes;
 
 use host::Heard;
 use listener::Listener;
@@ -56,6 +57,9 @@ pub enum InitError {
     /// The image's files.
     #[error(transparent)]
     Root(#[from] root::RootError),
+    /// A file system of the host.
+    #[error(transparent)]
+    Volume(#[from] volumes::VolumeError),
     /// The identity made by the host.
     #[error(transparent)]
     Identity(#[from] identity::IdentityError),
@@ -128,6 +132,7 @@ impl Init {
         if root.is_some() {
             root::name(&identity.config.hostname);
         }
+        volumes::mount_all(&identity.config.volumes)?;
         let mut settings = settings(&identity.host_key, &identity.authorized_keys, identity.config)?;
         if let Some(certificate) = identity.host_certificate {
             settings = settings.with_host_certificate(&certificate)?;

@@ -21,6 +21,7 @@ Examples:
   msb create --name db --disk-size 20G debian:12
   msb create --name worker --pool fresh
   msb create --memory 2G --cpus 2 --disk data.img --env LANG=C.UTF-8
+  msb create --volume ~/project:/project --volume ~/.gitconfig:/root/.gitconfig:ro
   id=$(msb create --no-start)")]
 pub(super) struct CreateArgs {
     #[command(flatten)]

@@ -35,6 +35,7 @@ Examples:
   msb run -- uname -a
   echo hello | msb run --memory 1G -- sh -c 'wc -c; nproc'
   msb run --disk data.img        a shell, with the disk as /dev/vda
+  msb run -v ./src:/src:ro -- ls /src
   msb run debian:12 -- cat /etc/os-release
   msb run --pool fresh -- make test       in a fork that waits; see `msb pool`")]
 pub(super) struct RunArgs {
@@ -89,7 +90,7 @@ pub(super) fn run(args: RunArgs, context: &Context) -> Result<u8, CliError> {
         tty,
         env: Vec::new(),
     };
-    let has_data = spec.disks.iter().any(|disk| !disk.read_only);
+    let has_data = spec.disks.iter().any(|disk| !disk.read_only) || spec.volumes.iter().any(|volume| !volume.read_only);
     let mut timings = RunTimings {
         process_started_us: context.began_us,
         ..RunTimings::default()

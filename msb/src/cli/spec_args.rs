@@ -15,7 +15,7 @@ use super::{Context, image};
 use crate::images::{ImageError, ImageName};
 use crate::jail::Isolation;
 use crate::sandbox::deadline::{TimeLimit, Timeout, TimeoutEnd};
-use crate::sandbox::spec::{CpuLimit, DEFAULT_DISK_SIZE, Disk, Memory, SandboxImage};
+use crate::sandbox::spec::{CpuLimit, DEFAULT_DISK_SIZE, Disk, Memory, SandboxImage, Volume};
 use crate::sandbox::start_command::StartCommandError;
 use crate::store::names::Name;
 use crate::{Sandbox, SandboxSpec};
@@ -38,6 +38,9 @@ pub(super) struct SpecArgs {
     /// Disk image or block device of the host, the guest's /dev/vda and so on; ':ro' makes it read-only
     #[arg(long, value_name = "FILE[:ro]")]
     disk: Vec<Disk>,
+    /// Directory or file of the host at a path of the guest; ':ro' makes it read-only
+    #[arg(long, short, value_name = "HOST:GUEST[:ro]")]
+    volume: Vec<Volume>,
     /// Environment variable of every session
     #[arg(long, short, value_name = "KEY=VALUE")]
     env: Vec<EnvVar>,
@@ -103,6 +106,7 @@ impl SpecArgs {
             disk_size: self.disk_size,
             start,
             disks: self.disk,
+            volumes: self.volume,
             env: self.env.into_iter().map(|EnvVar { key, value }| (key, value)).collect(),
             labels: self
                 .label
@@ -142,11 +146,12 @@ impl SpecArgs {
 }
 
 /// What has been decided of a sandbox that waits in a pool: all options of [`SpecArgs`] but its name and its time.
-const DECIDED: [&str; 20] = [
+const DECIDED: [&str; 21] = [
     "cpus",
     "memory",
     "disk_size",
     "disk",
+    "volume",
     "env",
     "label",
     "authorized_key",

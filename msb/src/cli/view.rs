@@ -9,10 +9,10 @@ use serde::Serialize;
 
 use super::timeout::DeadlineView;
 use crate::Sandbox;
-use crate::jail::Isolation;
+use crate::jail::{Isolation, Layers};
 use crate::sandbox::deadline::{Timeout, TimeoutEnd};
-use crate::sandbox::records::{ExitReason, RunRecord, VmProcess};
-use crate::sandbox::spec::{CpuLimit, Disk, Memory, SandboxImage};
+use crate::sandbox::records::{ExitReason, RunRecord, VmProcess, VolumeServer};
+use crate::sandbox::spec::{CpuLimit, Disk, Memory, SandboxImage, Volume};
 use crate::sandbox::state::State;
 use crate::store::StoreError;
 use crate::store::files;
@@ -61,6 +61,8 @@ pub(super) struct SandboxView {
     /// How much it may write in addition to its image.
     pub(super) disk_size_mib: Option<u32>,
     pub(super) disks: Vec<Disk>,
+    /// Files of the host that it has, and who serves them while its VMM process lives.
+    pub(super) volumes: Vec<VolumeView>,
     pub(super) env: BTreeMap<String, String>,
     pub(super) labels: BTreeMap<String, String>,
     /// The agent's version, while it runs.
@@ -70,6 +72,38 @@ pub(super) struct SandboxView {
     /// The vsock socket, while its VMM process lives.
     pub(super) socket: Option<PathBuf>,
     pub(super) directory: PathBuf,
+}
+
+/// A volume of a sandbox.
+#[derive(Debug, Serialize)]
+pub(super) struct VolumeView {
+    #[serde(flatten)]
+    volume: Volume,
+    /// The process that serves it and the layers that hold around it, while it lives.
+    server: Option<VolumeServerView>,
+}
+
+#[derive(Debug, Serialize)]
+struct VolumeServerView {
+    pid: i32,
+    layers: Layers,
+}
+
+impl VolumeView {
+    fn all(volumes: Vec<Volume>, run: Option<&RunRecord>) -> Vec<Self> {
+        let mut servers = run.map(|run| run.volumes.clone()).unwrap_or_default().into_iter();
+        let view = |volume| Self {
+            volume,
+            server: servers
+                .next()
+                .filter(VolumeServer::lives)
+                .map(|server| VolumeServerView {
+                    pid: server.process.pid,
+                    layers: server.layers,
+                }),
+        };
+        volumes.into_iter().map(view).collect()
+    }
 }
 
 impl SandboxView {
@@ -117,6 +151,7 @@ impl SandboxView {
             disk_size_mib: spec.image.as_ref().map(|_| spec.disk_size.mib),
             image: spec.image,
             disks: spec.disks,
+            volumes: VolumeView::all(spec.volumes, state.run()),
             env: spec.env,
             labels: spec.labels,
         })

@@ -1,6 +1,12 @@
-//! Landlock without a single allowed path: whatever else fails, no file can be opened, made or removed.
+//! Landlock without a single allowed path: whatever else fails, no file can be opened, made or removed. Who serves a volume
+//! has one.
 
-use landlock::{ABI, Access as _, AccessFs, AccessNet, CompatLevel, Compatible as _, Ruleset, RulesetAttr as _, Scope};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use landlock::{
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible as _, PathBeneath, Ruleset,
+    RulesetAttr as _, RulesetCreated, RulesetCreatedAttr as _, RulesetError, Scope,
+};
 
 use super::JailError;
 
@@ -13,7 +19,26 @@ const NEWEST: ABI = ABI::V6;
 /// # Errors
 /// When the kernel has Landlock and refuses to enforce it.
 pub fn forbid_files() -> Result<u8, JailError> {
-    let failed = |error: landlock::RulesetError| JailError::Refused {
+    restrict(Ok)
+}
+
+/// The same but for what is below `directory`: everything there is read, and written if `writable`; no program of it runs,
+/// and no device is made there.
+///
+/// # Errors
+/// As [`forbid_files`].
+pub fn allow_only_below(directory: BorrowedFd<'_>, writable: bool) -> Result<u8, JailError> {
+    let read = AccessFs::ReadFile | AccessFs::ReadDir;
+    let never = AccessFs::Execute | AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::IoctlDev;
+    let allowed: BitFlags<AccessFs> = match writable {
+        true => AccessFs::from_all(NEWEST) & !never,
+        false => read,
+    };
+    restrict(|ruleset| ruleset.add_rule(PathBeneath::new(directory.as_fd(), allowed)))
+}
+
+fn restrict(allow: impl FnOnce(RulesetCreated) -> Result<RulesetCreated, RulesetError>) -> Result<u8, JailError> {
+    let failed = |error: RulesetError| JailError::Refused {
         doing: "forbid files (Landlock)",
         source: std::io::Error::other(error),
     };
@@ -23,6 +48,7 @@ pub fn forbid_files() -> Result<u8, JailError> {
         .and_then(|ruleset| ruleset.handle_access(AccessNet::from_all(NEWEST)))
         .and_then(|ruleset| ruleset.scope(Scope::from_all(NEWEST)))
         .and_then(Ruleset::create)
+        .and_then(allow)
         .map_err(failed)?;
     ruleset.restrict_self().map_err(failed)?;
     Ok(abi_of_kernel())

@@ -4,8 +4,11 @@
 //! with an empty root directory, Landlock without a single allowed path, no capabilities and no way to new privileges, a
 //! user of its own if root started it, a cgroup and resource limits, and a seccomp filter for each kind of thread. Nothing
 //! is opened afterwards: what the process works with are the descriptors it has by then.
+//!
+//! A process that serves a volume has a jail of its own with the directory in it ([`file_server`]).
 
 pub mod cgroup;
+pub mod file_server;
 pub mod landlock;
 pub mod namespaces;
 pub mod privileges;
@@ -121,7 +124,7 @@ impl Layer {
 #[derive(Debug, thiserror::Error)]
 pub enum JailError {
     /// The kernel refused a step.
-    #[error("cannot {doing} for the VM's process")]
+    #[error("cannot {doing} for a process in jail")]
     Refused {
         /// What was being done.
         doing: &'static str,
@@ -136,9 +139,13 @@ pub enum JailError {
         Layer::names(.0)
     )]
     Missing(Vec<Layer>),
+    /// A volume is root's, and the sandbox insists that no process of root faces its guest.
+    #[error("it belongs to root, who would serve it; give it to another user, or leave out --isolation=strict")]
+    ServedByRoot,
 }
 
 impl JailError {
+    /// Makes an error of what the kernel answered.
     fn refused<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> Self {
         move |source| Self::Refused {
             doing,
@@ -174,10 +181,10 @@ pub fn enter(confinement: &Confinement, in_namespaces: bool) -> Result<(Layers, 
     if in_namespaces {
         root::replace(&confinement.reachable)?;
     }
-    privileges::limit_resources(confinement.largest_file)?;
+    privileges::limit_resources(Some(confinement.largest_file), privileges::VM_DESCRIPTORS)?;
     privileges::bound()?;
     if let Some(user) = confinement.user {
-        user::become_user(user);
+        user::become_user(user, user);
     }
     privileges::drop_all()?;
     let layers = Layers {

@@ -12,25 +12,29 @@ use super::JailError;
 /// Capabilities that a kernel may have (`_LINUX_CAPABILITY_U32S_3`).
 const MAX_CAPABILITY: libc::c_ulong = 63;
 
-/// Most descriptors: the vsock device's connections are a thousand at most, and take two each at their ends.
-const MAX_DESCRIPTORS: u64 = 4096;
+/// Most descriptors of a VM: the vsock device's connections are a thousand at most, and take two each at their ends.
+pub const VM_DESCRIPTORS: u64 = 4096;
 
-/// No core dumps, which hold the guest's memory; no file grows beyond `largest_file` bytes; no locked memory.
+/// No core dumps, which hold the guest's memory; no file grows beyond `largest_file` bytes; no locked memory; at
+/// most `descriptors`, and no more than there may be.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn limit_resources(largest_file: u64) -> Result<(), JailError> {
-    let descriptors = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+pub fn limit_resources(largest_file: Option<u64>, descriptors: u64) -> Result<(), JailError> {
+    let allowed = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
     let limits = [
-        (Resource::Core, 0),
+        (Resource::Core, Some(0)),
+        (Resource::Memlock, Some(0)),
+        (Resource::Nofile, Some(descriptors.min(allowed))),
         (Resource::Fsize, largest_file),
-        (Resource::Memlock, 0),
-        (Resource::Nofile, descriptors.min(MAX_DESCRIPTORS)),
     ];
     for (resource, limit) in limits {
+        if limit.is_none() {
+            continue;
+        }
         let limit = Rlimit {
-            current: Some(limit),
-            maximum: Some(limit),
+            current: limit,
+            maximum: limit,
         };
         setrlimit(resource, limit).map_err(JailError::refused("limit resources"))?;
     }

@@ -40,7 +40,7 @@ const KVM_SET_SIGNAL_MASK: u64 = 0x4004_ae8b;
 const MADV_GUARD_INSTALL: u64 = 102;
 
 /// Memory, locks, and the end of a thread: what the language's runtime does on every thread.
-const RUNTIME: &[libc::c_long] = &[
+pub(super) const RUNTIME: &[libc::c_long] = &[
     libc::SYS_brk,
     libc::SYS_clock_gettime,
     libc::SYS_close,
@@ -100,12 +100,12 @@ const CONTROL: &[libc::c_long] = &[
 ];
 
 /// A filter cannot look into clone3's argument: told that there is none, the C library takes clone, whose flags it sees.
-const ABSENT: &[libc::c_long] = &[libc::SYS_clone3];
+pub(super) const ABSENT: &[libc::c_long] = &[libc::SYS_clone3];
 
 /// At its end the vsock device would remove its socket, and finds that it may not: its keeper does.
 const FORBIDDEN: &[libc::c_long] = &[libc::SYS_statx, libc::SYS_unlink];
 
-type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+pub(super) type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// The filters of a VM's process.
 #[derive(Clone, Debug)]
@@ -143,14 +143,7 @@ impl Filters {
                 .map(ioctl)
                 .collect::<Result<_, _>>()?,
         );
-        let names = [libc::PR_SET_NAME, libc::PR_SET_NO_NEW_PRIVS];
-        let names = names.map(|option| rule(0, SeccompCmpOp::Eq, u64::from(option.unsigned_abs())));
-        process.insert(libc::SYS_prctl, names.into_iter().collect::<Result<_, _>>()?);
-        let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
-        process.insert(libc::SYS_clone, vec![rule(0, SeccompCmpOp::MaskedEq(thread), thread)?]);
-
-        let refuse = |calls, errno: i32| program(rules(&[calls]), SeccompAction::Allow, error(errno));
-        let kill = |rules| program(rules, SeccompAction::KillProcess, SeccompAction::Allow);
+        allow_threads(&mut process)?;
         Ok(Self {
             refused: [refuse(ABSENT, libc::ENOSYS)?, refuse(FORBIDDEN, libc::EPERM)?],
             process: kill(process)?,
@@ -164,13 +157,7 @@ impl Filters {
     /// # Errors
     /// When the kernel refuses.
     pub fn apply_to_process(&self) -> Result<(), JailError> {
-        for program in self.refused.iter().chain([&self.process]) {
-            apply_filter(program).map_err(|error| JailError::Refused {
-                doing: "restrict system calls",
-                source: io::Error::other(error),
-            })?;
-        }
-        Ok(())
+        self.refused.iter().chain([&self.process]).try_for_each(apply)
     }
 
     /// Restricts the calling thread further, to what its role takes.
@@ -186,7 +173,7 @@ impl Filters {
     }
 }
 
-fn rules(lists: &[&[libc::c_long]]) -> Rules {
+pub(super) fn rules(lists: &[&[libc::c_long]]) -> Rules {
     lists
         .iter()
         .flat_map(|list| list.iter())
@@ -195,7 +182,7 @@ fn rules(lists: &[&[libc::c_long]]) -> Rules {
 }
 
 /// Memory, but none that holds code, and pages given back: those of a thread's stack, and those that the guest does not use.
-fn allow_memory(rules: &mut Rules) -> Result<(), JailError> {
+pub(super) fn allow_memory(rules: &mut Rules) -> Result<(), JailError> {
     let executable = u64::from(libc::PROT_EXEC.unsigned_abs());
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         rules.insert(call, vec![rule(2, SeccompCmpOp::MaskedEq(executable), 0)?]);
@@ -204,6 +191,34 @@ fn allow_memory(rules: &mut Rules) -> Result<(), JailError> {
     let advice = advice.map(|advice| rule(2, SeccompCmpOp::Eq, advice));
     rules.insert(libc::SYS_madvise, advice.into_iter().collect::<Result<_, _>>()?);
     Ok(())
+}
+
+/// Threads, their names, and filters.
+pub(super) fn allow_threads(rules: &mut Rules) -> Result<(), JailError> {
+    let names = [libc::PR_SET_NAME, libc::PR_SET_NO_NEW_PRIVS];
+    let names = names.map(|option| rule(0, SeccompCmpOp::Eq, u64::from(option.unsigned_abs())));
+    rules.insert(libc::SYS_prctl, names.into_iter().collect::<Result<_, _>>()?);
+    let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
+    rules.insert(libc::SYS_clone, vec![rule(0, SeccompCmpOp::MaskedEq(thread), thread)?]);
+    Ok(())
+}
+
+/// A filter that answers `calls` with an error and allows all others.
+pub(super) fn refuse(calls: &[libc::c_long], errno: i32) -> Result<BpfProgram, JailError> {
+    program(rules(&[calls]), SeccompAction::Allow, error(errno))
+}
+
+/// A filter that kills the process for all calls but those of `rules`.
+pub(super) fn kill(rules: Rules) -> Result<BpfProgram, JailError> {
+    program(rules, SeccompAction::KillProcess, SeccompAction::Allow)
+}
+
+/// Restricts the calling thread.
+pub(super) fn apply(program: &BpfProgram) -> Result<(), JailError> {
+    apply_filter(program).map_err(|error| JailError::Refused {
+        doing: "restrict system calls",
+        source: io::Error::other(error),
+    })
 }
 
 fn allow_unix_sockets(rules: &mut Rules) -> Result<(), JailError> {
@@ -216,7 +231,7 @@ fn ioctl(request: u64) -> Result<SeccompRule, JailError> {
     rule(1, SeccompCmpOp::Eq, request)
 }
 
-fn rule(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, JailError> {
+pub(super) fn rule(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, JailError> {
     SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)
         .and_then(|condition| SeccompRule::new(vec![condition]))
         .map_err(invalid)

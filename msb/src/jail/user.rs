@@ -36,10 +36,10 @@ fn is_mapped(map: &str, id: u32) -> bool {
     })
 }
 
-/// Makes the calling thread that user, in no group but its own. Where the host does not let it, it stays who it is, which
+/// Makes the calling thread that user, in that group and no other. Where the host does not let it, it stays who it is, which
 /// [`super::Layers`] tells.
-pub(super) fn become_user(user: u32) {
-    let (uid, gid) = (Uid::from_raw(user), Gid::from_raw(user));
+pub(super) fn become_user(user: u32, group: u32) {
+    let (uid, gid) = (Uid::from_raw(user), Gid::from_raw(group));
     let _ = set_thread_groups(&[])
         .and_then(|()| set_thread_res_gid(gid, gid, gid))
         .and_then(|()| set_thread_res_uid(uid, uid, uid));

@@ -17,6 +17,7 @@ pub mod start_command;
 pub mod state;
 pub mod stop;
 pub mod usage;
+pub mod volume;
 mod watch;
 
 pub use create::CreateError;

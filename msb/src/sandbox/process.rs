@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::records::ProcessIdentity;
+use super::records::{ProcessIdentity, VolumeServer};
 
 impl ProcessIdentity {
     /// The identity of the process that asks.
@@ -16,7 +16,14 @@ impl ProcessIdentity {
     /// # Errors
     /// When /proc is not there.
     pub fn of_self() -> io::Result<Self> {
-        let pid = rustix::process::getpid();
+        Self::of(rustix::process::getpid())
+    }
+
+    /// The identity of a process that lives, and cannot be waited for by anybody else.
+    ///
+    /// # Errors
+    /// When it cannot be examined.
+    pub fn of(pid: Pid) -> io::Result<Self> {
         Ok(Self {
             pid: pid.as_raw_nonzero().get(),
             start_ticks: start_ticks(pid)?,
@@ -51,6 +58,14 @@ impl ProcessIdentity {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
+    }
+}
+
+impl VolumeServer {
+    /// Whether it serves: one that has ended is its VMM process's child until that ends.
+    pub fn lives(&self) -> bool {
+        let process = self.process.open().ok().flatten();
+        process.is_some_and(|process| !process.wait(Duration::ZERO).unwrap_or(true))
     }
 }
 

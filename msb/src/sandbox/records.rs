@@ -21,6 +21,9 @@ pub struct RunRecord {
     /// The VM's own process, once the guest runs.
     #[serde(default)]
     pub vm: Option<VmProcess>,
+    /// The processes that serve its volumes, in the order of the specification, once the guest runs.
+    #[serde(default)]
+    pub volumes: Vec<VolumeServer>,
     /// When it started.
     pub started_at: Timestamp,
     /// The socket that leads to the guest's vsock ports.
@@ -33,6 +36,15 @@ pub struct RunRecord {
 pub struct VmProcess {
     /// Process id.
     pub pid: i32,
+    /// What holds around it.
+    pub layers: Layers,
+}
+
+/// The process that serves a volume. It lives no longer than its VMM process.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct VolumeServer {
+    /// The process.
+    pub process: ProcessIdentity,
     /// What holds around it.
     pub layers: Layers,
 }

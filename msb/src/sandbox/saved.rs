@@ -57,6 +57,9 @@ pub enum SaveError {
     /// The sandbox cannot be started.
     #[error(transparent)]
     Start(#[from] StartError),
+    /// What its guest has open of them no copy of it would have.
+    #[error("it has volumes, and what its guest has open there cannot be saved; make it without --volume")]
+    Volumes,
     /// Something is there already.
     #[error("{} exists already; remove it or choose another directory", .0.display())]
     Exists(PathBuf),
@@ -160,6 +163,9 @@ impl Sandbox {
     }
 
     fn save_to(&self, create: &mut dyn FnMut(&str) -> Result<File, FileError>) -> Result<SavedSandbox, SaveError> {
+        if !self.config().spec.volumes.is_empty() {
+            return Err(SaveError::Volumes);
+        }
         let control = self.control()?;
         let spec = self.config().spec.clone();
         let keys = self.dir().authorized_keys();

@@ -11,10 +11,13 @@ use msb_protocol::identity::SshFeatures;
 use serde::{Deserialize, Serialize};
 
 use super::deadline::{TimeLimit, Timeout, TimeoutEnd};
+use super::volume::{self, VolumeError};
 use crate::images::{ImageError, Images};
 use crate::jail::Isolation;
 use crate::jail::cgroup::Limits;
 use crate::store::names::Name;
+
+pub use super::volume::Volume;
 
 /// The least memory a guest starts with: the kernel, the unpacked image and one session.
 pub const MIN_MEMORY_MIB: u32 = 64;
@@ -30,6 +33,9 @@ pub const MAX_CPUS: u8 = 32;
 
 /// MiB that a VM may use beyond its guest's memory and the kernel's tables for it: some twenty times what one needs.
 const OVERHEAD_MIB: u32 = 128;
+
+/// MiB more for each volume: its server, and what the kernel keeps of files that the guest knows.
+const VOLUME_MIB: u32 = 64;
 
 /// Threads that a VM may have beside one for each CPU and disk.
 const SPARE_TASKS: u32 = 32;
@@ -63,6 +69,9 @@ pub struct SandboxSpec {
     /// Disks, in the order of the guest's `/dev/vda`, `/dev/vdb` and so on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<Disk>,
+    /// Directories and files of the host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<Volume>,
     /// Environment of every session.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
@@ -101,6 +110,7 @@ impl Default for SandboxSpec {
             disk_size: DEFAULT_DISK_SIZE,
             start: None,
             disks: Vec::new(),
+            volumes: Vec::new(),
             env: BTreeMap::new(),
             labels: BTreeMap::new(),
             isolation: Isolation::default(),
@@ -182,6 +192,9 @@ pub enum SpecError {
     /// The configuration is JSON, which is UTF-8.
     #[error("the path {} is not UTF-8", .0.display())]
     NotUtf8(PathBuf),
+    /// A volume cannot be as asked.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// A limit that lets nothing happen.
     #[error("a limit of 0 input and output would stop the sandbox; give more, such as 10M")]
     NoIo,
@@ -197,14 +210,20 @@ impl SandboxSpec {
         // Below an image's sandbox are the image and what is written on top of it.
         let disks = self.disks.len() + if self.image.is_some() { 2 } else { 0 };
         let disks = u32::try_from(disks).unwrap_or(u32::MAX);
+        let volumes = u32::try_from(self.volumes.len()).unwrap_or(u32::MAX);
         Limits {
             memory_mib: self
                 .memory
                 .mib
                 .saturating_add(self.memory.mib / 64)
-                .saturating_add(OVERHEAD_MIB),
+                .saturating_add(OVERHEAD_MIB)
+                .saturating_add(VOLUME_MIB.saturating_mul(volumes)),
             cpu_percent: self.cpu_limit.map_or((cpus + 1) * 100, |limit| limit.percent),
-            tasks: cpus.saturating_add(disks).saturating_add(SPARE_TASKS),
+            // The VM has a thread for each volume, and its server two.
+            tasks: cpus
+                .saturating_add(disks)
+                .saturating_add(volumes.saturating_mul(3))
+                .saturating_add(SPARE_TASKS),
             io_mib: self.io_limit.map(|limit| limit.mib),
         }
     }
@@ -268,6 +287,10 @@ impl SandboxSpec {
         for disk in &mut self.disks {
             canonicalize("disk", &mut disk.path)?;
         }
+        for volume in &mut self.volumes {
+            canonicalize("volume", &mut volume.host)?;
+        }
+        volume::validate(&mut self.volumes)?;
         Ok(self)
     }
 }

@@ -225,6 +225,7 @@ mod tests {
             run_id: run_id.into(),
             process,
             vm: None,
+            volumes: Vec::new(),
             started_at,
             socket,
         })

@@ -278,10 +278,15 @@ fn prepare(plan: &Plan, keeper: &UnixStream) -> io::Result<()> {
     if let Some(SavedFiles { state, memory }) = &plan.saved {
         kept.extend([state.as_raw_fd(), memory.as_raw_fd()]);
     }
+    kept.extend(plan.config.file_systems.iter().map(|fs| fs.socket.as_raw_fd()));
     close_all_but(&mut kept)
 }
 
-fn close_all_but(kept: &mut [RawFd]) -> io::Result<()> {
+/// Closes all descriptors but these.
+///
+/// # Errors
+/// When the kernel cannot.
+pub(super) fn close_all_but(kept: &mut [RawFd]) -> io::Result<()> {
     kept.sort_unstable();
     let ends = kept.iter().copied().chain([RawFd::MAX]);
     let starts = [-1].into_iter().chain(kept.iter().copied());

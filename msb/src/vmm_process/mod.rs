@@ -16,6 +16,7 @@ pub mod status;
 mod surroundings;
 mod text;
 mod vm;
+mod volumes;
 
 use std::fs::File;
 use std::io;
@@ -27,7 +28,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use jiff::Timestamp;
 use msb_protocol::identity::{GuestConfig, ImageRoot};
 use msb_protocol::renewal::{ENTROPY, Renewal};
-use msb_vmm::Console;
+use msb_vmm::{Console, FileSystemConfig, VmConfig};
 
 use args::{Lifetime, VmmArgs};
 use console::ConsolePump;
@@ -41,6 +42,7 @@ use outcome::{Observed, VmEnd};
 use signals::Signals;
 use status::{Starter, StatusEvent};
 use surroundings::{Surroundings, SurroundingsError};
+use volumes::{VolumeError, Volumes};
 
 use crate::identity::Identity;
 use crate::pools::PoolRef;
@@ -66,6 +68,8 @@ enum SetUpError {
     File(#[from] FileError),
     #[error(transparent)]
     Surroundings(#[from] SurroundingsError),
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     #[error("cannot listen on {}", path.display())]
     Listen { path: PathBuf, source: io::Error },
     #[error("cannot write the guest's console to {}", path.display())]
@@ -146,14 +150,16 @@ impl Run {
 
     fn run_vm(&self, starter: &mut Starter, timings: &mut Timings) -> Result<(VmEnd, Observed), SetUpError> {
         let signals = Signals::block().map_err(SetUpError::system("receive signals"))?;
-        self.write_run_record(None)?;
+        self.write_run_record(None, &Volumes::default())?;
         let deadline = self.limit_time()?;
         self.store.create_socket_dir(self.id(), &self.lock)?;
         let sandbox = Sandbox::open(&self.store, self.id())?;
         let surroundings = surroundings::prepare(&self.store, self.id(), &sandbox.config().spec)?;
         let (notices, mut control) = self.listen(&surroundings)?;
         let (mut console, sink) = self.fresh_console()?;
-        let plan = self.plan(&sandbox, surroundings, sink)?;
+        // SAFETY: this process has started no thread.
+        let mut volumes = unsafe { Volumes::serve(&sandbox.config().spec, &surroundings) }?;
+        let plan = self.plan(&sandbox, surroundings, sink, volumes.take_devices())?;
         let is_restored = plan.saved.is_some();
         // SAFETY: this process has started no thread.
         let mut machine = unsafe { Machine::spawn(&plan) }.map_err(SetUpError::system("start a process for the VM"))?;
@@ -174,10 +180,13 @@ impl Run {
         };
         timings.vm_built_us = Some(started.built_us);
         timings.vm_started_us = Some(started.started_us);
-        self.write_run_record(Some(VmProcess {
-            pid: machine.pid().as_raw_nonzero().get(),
-            layers: started.layers,
-        }))?;
+        self.write_run_record(
+            Some(VmProcess {
+                pid: machine.pid().as_raw_nonzero().get(),
+                layers: started.layers,
+            }),
+            &volumes,
+        )?;
 
         let watcher = Watcher {
             signals,
@@ -224,7 +233,13 @@ impl Run {
         ConsolePump::new(path.clone()).map_err(|source| SetUpError::Console { path, source })
     }
 
-    fn plan(&self, sandbox: &Sandbox, surroundings: Surroundings, console: Console) -> Result<Plan, SetUpError> {
+    fn plan(
+        &self,
+        sandbox: &Sandbox,
+        surroundings: Surroundings,
+        console: Console,
+        file_systems: Vec<FileSystemConfig>,
+    ) -> Result<Plan, SetUpError> {
         let spec = &sandbox.config().spec;
         let vsock = self.store.layout().vsock(self.id());
         let image = spec.image.as_ref();
@@ -243,18 +258,22 @@ impl Run {
             memory: File::from(inherit(saved.memory)),
         });
         Ok(Plan {
-            config: vm::config(spec, vm_files, self.identity(sandbox)?, console),
+            config: VmConfig {
+                file_systems,
+                ..vm::config(spec, vm_files, self.identity(sandbox)?, console)
+            },
             saved,
             surroundings,
         })
     }
 
-    fn write_run_record(&self, vm: Option<VmProcess>) -> Result<(), SetUpError> {
+    fn write_run_record(&self, vm: Option<VmProcess>, volumes: &Volumes) -> Result<(), SetUpError> {
         let process = ProcessIdentity::of_self().map_err(SetUpError::system("read /proc"))?;
         let record = RunRecord {
             run_id: self.run_id.clone(),
             process,
             vm,
+            volumes: volumes.records(),
             started_at: self.started_at,
             socket: self.store.layout().vsock(self.id()),
         };
@@ -304,6 +323,7 @@ impl Run {
                 user: image.user.clone(),
                 working_dir: image.working_dir.clone(),
             }),
+            volumes: volumes::mounts(spec),
         }
     }
 

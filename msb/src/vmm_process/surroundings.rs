@@ -75,7 +75,8 @@ fn make_cgroup(store: &Store, id: &SandboxId, spec: &SandboxSpec) -> Result<Cgro
     symlink(&place, &link).map_err(FileError::io("create", &link))?;
     let writable = writable(store, id, spec);
     let disks = spec.disks.iter().map(|disk| disk.path.as_path());
-    let disks: Vec<&Path> = disks.chain(writable.as_deref()).collect();
+    let volumes = spec.volumes.iter().map(|volume| volume.host.as_path());
+    let disks: Vec<&Path> = disks.chain(writable.as_deref()).chain(volumes).collect();
     Ok(Cgroup::create(&place, &spec.limits(), &disks)?)
 }
 

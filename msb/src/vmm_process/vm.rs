@@ -89,6 +89,7 @@ pub(super) fn config(spec: &SandboxSpec, files: VmFiles<'_>, identity: Vec<u8>, 
         console,
         vsock: Some(VsockConfig::new(GUEST_CID, files.vsock)),
         disks: spec.disks.iter().map(disk).chain(own).collect(),
+        file_systems: Vec::new(),
     }
 }
 

@@ -46,6 +46,7 @@ impl Guest {
             run_id: "test".into(),
             process: ProcessIdentity::of_self().unwrap(),
             vm: None,
+            volumes: Vec::new(),
             started_at: Timestamp::now(),
             socket,
         };

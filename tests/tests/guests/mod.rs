@@ -22,6 +22,7 @@ pub(crate) fn config(directory: &tempfile::TempDir, name: &str, code: &[u8]) -> 
         }),
         vsock: None,
         disks: Vec::new(),
+        file_systems: Vec::new(),
     }
 }
 

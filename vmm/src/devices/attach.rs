@@ -8,6 +8,7 @@ use event_manager::MutEventSubscriber;
 use super::virtio::balloon::Balloon;
 use super::virtio::block::Block;
 use super::virtio::device::VirtioDevice;
+use super::virtio::fs::Fs;
 use super::virtio::mmio::MmioTransport;
 use super::virtio::rng::Rng;
 use super::virtio::vsock::Vsock;
@@ -26,9 +27,9 @@ pub(crate) struct AttachedDevices {
     pub(crate) loops: Vec<EventLoop>,
 }
 
-/// Makes all devices: entropy, balloon, vsock, then the disks in order.
+/// Makes all devices: entropy, balloon, vsock, then the disks and the file systems in order.
 pub(crate) fn attach_all(config: &VmConfig, memory: &GuestMemory) -> Result<AttachedDevices, BuildError> {
-    let count = 2 + usize::from(config.vsock.is_some()) + config.disks.len();
+    let count = 2 + usize::from(config.vsock.is_some()) + config.disks.len() + config.file_systems.len();
     if count > layout::MAX_VIRTIO_DEVICES {
         return Err(BuildError::TooManyDevices(count));
     }
@@ -43,6 +44,9 @@ pub(crate) fn attach_all(config: &VmConfig, memory: &GuestMemory) -> Result<Atta
     }
     for (index, disk) in config.disks.iter().enumerate() {
         attached.attach(&format!("block{index}"), Block::open(disk)?, memory)?;
+    }
+    for (index, file_system) in config.file_systems.iter().enumerate() {
+        attached.attach(&format!("fs{index}"), Fs::new(file_system)?, memory)?;
     }
     Ok(attached)
 }

@@ -12,7 +12,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::QueueState;
 
-use super::device::{ActivateError, Activation, VirtioDevice};
+use super::device::{ActivateError, Activation, VirtioDevice, read_config_space};
 use super::request_queues::RequestQueues;
 use crate::config::DiskConfig;
 use disk::Disk;
@@ -78,14 +78,7 @@ impl VirtioDevice for Block {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let space = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| self.config.get(offset..))
-            .unwrap_or_default();
-        data.fill(0);
-        for (byte, value) in data.iter_mut().zip(space) {
-            *byte = *value;
-        }
+        read_config_space(&self.config, offset, data);
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {

@@ -42,6 +42,12 @@ pub trait VirtioDevice: Send {
     /// being handled.
     fn queue_states(&self) -> Vec<QueueState>;
 
+    /// Whether a saved VM could go on with it: not if part of what the guest relies on is neither in the guest nor in
+    /// [`Self::queue_states`].
+    fn can_be_saved(&self) -> bool {
+        true
+    }
+
     /// The device was activated as part of a VM that was restored: what it had outside the guest is gone.
     fn was_restored(&mut self) {}
 }
@@ -88,4 +94,16 @@ pub enum ActivateError {
         #[source]
         source: std::io::Error,
     },
+}
+
+/// Fills `data` from `offset` of a configuration space on; bytes beyond its end are zero.
+pub(super) fn read_config_space(space: &[u8], offset: u64, data: &mut [u8]) {
+    let space = usize::try_from(offset)
+        .ok()
+        .and_then(|offset| space.get(offset..))
+        .unwrap_or_default();
+    data.fill(0);
+    for (byte, value) in data.iter_mut().zip(space) {
+        *byte = *value;
+    }
 }

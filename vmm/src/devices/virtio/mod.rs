@@ -3,6 +3,7 @@
 pub mod balloon;
 pub mod block;
 pub mod device;
+pub mod fs;
 pub mod interrupt;
 pub mod mmio;
 mod notification;

@@ -65,6 +65,11 @@ pub enum RestoreError {
 }
 
 impl MmioTransport {
+    /// See [`super::super::device::VirtioDevice::can_be_saved`].
+    pub(crate) fn can_be_saved(&self) -> bool {
+        self.device().can_be_saved()
+    }
+
     /// The state of window and device while the VM is paused.
     pub(crate) fn save(&self) -> TransportState {
         let registers = self.registers();
