@@ -9,12 +9,16 @@ use crate::{block, vsock};
 /// The first argument of the program in a guest; what it shall do is the second.
 pub(crate) const ARGUMENT: &str = "--in-guest";
 
+/// Of each guest.
+pub(crate) const MEMORY_MIB: u32 = 512;
+
 /// Where it is there.
 const PROGRAM: &str = "/tmp/bench";
 
 /// A sandbox with this program in it.
 pub(crate) fn start<'a>(msb: &'a Msb, name: &str, options: &[&str]) -> Sandbox<'a> {
-    let sandbox = msb.create_with(name, &[&["--memory", "512M"], options].concat());
+    let memory = format!("{MEMORY_MIB}M");
+    let sandbox = msb.create_with(name, &[&["--memory", &memory], options].concat());
     let program = std::fs::read("/proc/self/exe").expect("this program can be read");
     let install = format!("cat >{PROGRAM} && chmod +x {PROGRAM}");
     finish_with_input(&mut sandbox.ssh_command(&install), program).expect(0);

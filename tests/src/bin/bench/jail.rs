@@ -99,6 +99,7 @@ fn run(directory: &Path, is_jailed: bool, in_namespaces: bool, mut report: &Unix
         }),
         vsock: Some(VsockConfig::new(3, directory.join("v.sock"))),
         disks: Vec::new(),
+        file_systems: Vec::new(),
     })
     .ok()?;
     let on_thread: OnThread = if is_jailed {

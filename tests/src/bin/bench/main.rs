@@ -6,6 +6,7 @@ mod block;
 mod boot;
 mod counts;
 mod figure;
+mod firecracker;
 mod fork;
 mod guest;
 mod idle;
@@ -17,6 +18,7 @@ mod plot;
 mod report;
 mod ssh;
 mod tracing;
+mod volume;
 mod vsock;
 
 use std::process::ExitCode;
@@ -82,7 +84,8 @@ fn measure(options: &Options) -> Vec<Figure> {
             "jail" => jail::measure(options.samples),
             "peers" => peers::measure(options.samples, &options.peers),
             "ssh-servers" => ssh::measure_servers(options.samples, &options.ssh),
-            "vsock" => vsock::measure(options.samples, options.ssh.bulk_mib),
+            "volume" => volume::measure(options.samples),
+            "vsock" => vsock::measure(options.samples, options.ssh.bulk_mib, &options.peers),
             _ => ssh::measure(options.samples, &options.ssh),
         });
     }

@@ -15,7 +15,7 @@ const SANDBOXES: usize = 20;
 const FORKS: usize = 20;
 
 /// All benchmarks, in the order in which they are told of.
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 12] = [
     "block",
     "boot",
     "counts",
@@ -26,6 +26,7 @@ const NAMES: [&str; 11] = [
     "peers",
     "ssh",
     "ssh-servers",
+    "volume",
     "vsock",
 ];
 
@@ -109,7 +110,7 @@ impl Options {
         if is_named("peers") && self.peers.is_empty() {
             return Err("peers needs --peer NAME=PATH: somebody to be compared with".into());
         }
-        if !self.peers.is_empty() && !is_named("peers") {
+        if !self.peers.is_empty() && !is_named("peers") && !is_named("vsock") {
             self.names.push("peers".into());
         }
         if self.names.is_empty() {

@@ -13,11 +13,11 @@ use std::process::{Command, Stdio};
 use std::str::FromStr;
 use std::time::Instant;
 
-use msb::assets::Assets;
 use msb_tests::{Msb, finish};
 use serde_json::{Value, json};
 
 use crate::figure::Figure;
+use crate::firecracker;
 use crate::report::version;
 
 const MEMORY_MIB: u32 = 256;
@@ -60,6 +60,11 @@ impl FromStr for Peer {
 }
 
 impl Peer {
+    /// Its program, if it is Firecracker.
+    pub(crate) fn firecracker(&self) -> Option<&Path> {
+        (self.kind == Kind::Firecracker).then_some(&*self.program)
+    }
+
     fn name(&self) -> &'static str {
         match self.kind {
             Kind::Firecracker => "firecracker: process start to guest init",
@@ -71,22 +76,24 @@ impl Peer {
     fn prepare(&self, directory: &Path) {
         fs::create_dir_all(directory).expect("there is space");
         match self.kind {
-            Kind::Firecracker => firecracker_config(&directory.join("vm.json")),
+            Kind::Firecracker => {
+                // Its busybox says MARK as the first program and ends, which ends the machine.
+                let init = format!("/bin/busybox -- echo {MARK}");
+                firecracker::write_config(&directory.join("vm.json"), MEMORY_MIB, &init, None, None);
+            }
             Kind::Microsandbox => busybox_root(&directory.join("root")),
         }
     }
 
     /// Milliseconds that a start takes.
     fn start(&self, directory: &Path) -> f64 {
-        let mut command = Command::new(&self.program);
         match self.kind {
-            Kind::Firecracker => {
-                command
-                    .args(["--no-api", "--config-file"])
-                    .arg(directory.join("vm.json"));
-                to_line(&mut command, MARK)
-            }
+            Kind::Firecracker => to_line(
+                &mut firecracker::command(&self.program, &directory.join("vm.json")),
+                MARK,
+            ),
             Kind::Microsandbox => {
+                let mut command = Command::new(&self.program);
                 // Both call their state's place MSB_HOME, and this one starts the first msb of PATH for its VM.
                 command.env("MSB_HOME", directory.join("home"));
                 command.env("PATH", first_in_path(&self.program));
@@ -167,18 +174,6 @@ fn to_line(command: &mut Command, mark: &str) -> f64 {
     child.wait().expect("a child can be waited for");
     assert!(found, "{command:?} ended without saying {mark}");
     took.as_secs_f64() * 1e3
-}
-
-/// A machine with our kernel, whose busybox says [`MARK`] as its first program and ends, which ends the machine.
-fn firecracker_config(path: &Path) {
-    let files = Assets::find(None).expect("msb is installed with its files");
-    let arguments = format!("console=ttyS0 quiet reboot=k panic=-1 rdinit=/bin/busybox -- echo {MARK}");
-    let config = json!({
-        "boot-source": { "kernel_image_path": files.kernel, "initrd_path": files.initramfs, "boot_args": arguments },
-        "drives": [],
-        "machine-config": { "vcpu_count": 1, "mem_size_mib": MEMORY_MIB },
-    });
-    fs::write(path, config.to_string()).expect("there is space");
 }
 
 /// A root file system with this host's busybox.

@@ -9,7 +9,9 @@ use msb_tests::Msb;
 use vsock::{VMADDR_CID_ANY, VsockListener, VsockStream};
 
 use crate::figure::Figure;
+use crate::firecracker::Machine;
 use crate::guest;
+use crate::peers::Peer;
 
 const PORT: u32 = 7000;
 /// Bytes of a message whose way there and back is timed: a keystroke's packet.
@@ -26,32 +28,67 @@ const TO_HOST: u8 = 0;
 const TO_GUEST: u8 = 1;
 const ECHO: u8 = 2;
 
-/// Measures with transfers of `bulk_mib` MiB.
-pub(crate) fn measure(samples: usize, bulk_mib: usize) -> Vec<Figure> {
+/// Measures with transfers of `bulk_mib` MiB; beside Firecracker's device, if that is among the peers, in turn.
+pub(crate) fn measure(samples: usize, bulk_mib: usize, peers: &[Peer]) -> Vec<Figure> {
     let msb = Msb::new();
     let sandbox = guest::start(&msb, "vsock", &[]);
-    let client = Client {
+    guest::run_in_background(&sandbox, "vsock");
+    let ours = Client {
         socket: msb.runtime().join(sandbox.id()).join("v.sock"),
         bulk_mib,
     };
-    guest::run_in_background(&sandbox, "vsock");
-    measure_with(&client, samples)
+    let machine = peers
+        .iter()
+        .find_map(Peer::firecracker)
+        .map(|program| Machine::start(program, guest::MEMORY_MIB, "vsock"));
+    let theirs = machine.as_ref().map(|machine| Client {
+        socket: machine.socket.clone(),
+        bulk_mib,
+    });
+    measure_with(&ours, theirs.as_ref(), samples)
 }
 
-fn measure_with(client: &Client, samples: usize) -> Vec<Figure> {
-    let mut connecting = Figure::warm("vsock: connection to the guest", "ms");
-    let mut message = Figure::warm(format!("vsock: {MESSAGE} bytes there and back"), "ms");
-    let mut to_host = Figure::warm("vsock: guest to host", "MiB/s");
-    let mut to_guest = Figure::warm("vsock: host to guest", "MiB/s");
-    // The first waits until the guest listens.
-    client.echo(1);
-    for _ in 0..samples {
-        connecting.add(client.connection());
-        message.add(client.echo(MESSAGES));
-        to_host.add(client.to_host());
-        to_guest.add(client.to_guest());
+fn measure_with(ours: &Client, theirs: Option<&Client>, samples: usize) -> Vec<Figure> {
+    let mut measured: Vec<_> = [(ours, "vsock")]
+        .into_iter()
+        .chain(theirs.map(|theirs| (theirs, "vsock of Firecracker")))
+        .map(|(client, device)| (client, figures(device)))
+        .collect();
+    for (client, _) in &measured {
+        client.await_guest();
     }
-    vec![connecting, message, to_host, to_guest]
+    for _ in 0..samples {
+        for (client, [connecting, message, to_host, to_guest]) in &mut measured {
+            connecting.add(client.connection());
+            message.add(client.echo(MESSAGES));
+            to_host.add(client.to_host());
+            to_guest.add(client.to_guest());
+        }
+    }
+    let ratios = match &measured[..] {
+        [(_, ours), (_, theirs)] => {
+            let pairs = ours.iter().zip(theirs);
+            pairs
+                .map(|(ours, theirs)| ours.ratio_to(format!("{} / {}", ours.name, theirs.name), theirs))
+                .collect()
+        }
+        _ => Vec::new(),
+    };
+    measured
+        .into_iter()
+        .flat_map(|(_, figures)| figures)
+        .chain(ratios)
+        .collect()
+}
+
+/// What is measured of a device.
+fn figures(device: &str) -> [Figure; 4] {
+    [
+        Figure::warm(format!("{device}: connection to the guest"), "ms"),
+        Figure::warm(format!("{device}: {MESSAGE} bytes there and back"), "ms"),
+        Figure::warm(format!("{device}: guest to host"), "MiB/s"),
+        Figure::warm(format!("{device}: host to guest"), "MiB/s"),
+    ]
 }
 
 /// The host's end.
@@ -61,6 +98,16 @@ struct Client {
 }
 
 impl Client {
+    /// Waits until the guest listens: Firecracker's device has no socket before, and refuses until then.
+    fn await_guest(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(error) = connect(&self.socket, PORT, PATIENCE) {
+            assert!(Instant::now() < deadline, "{error}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        self.echo(1);
+    }
+
     fn ask(&self, what: u8, length: u64) -> UnixStream {
         let mut stream = connect(&self.socket, PORT, PATIENCE).unwrap_or_else(|error| panic!("{error}"));
         let request = [&[what][..], &length.to_le_bytes()].concat();
