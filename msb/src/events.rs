@@ -24,14 +24,15 @@ const RECHECK: Duration = Duration::from_millis(250);
 /// The state after the last: the sandbox is gone.
 const REMOVED: &str = "removed";
 
-/// Two words of [`State::word`].
+/// Words of [`State::word`].
+const STARTING: &str = "starting";
 const PAUSED: &str = "paused";
 const RUNNING: &str = "running";
 
 /// A sandbox has come into another state.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct Event {
-    /// When: as its VMM process wrote it down, else when it was noticed.
+    /// When: as its VMM process wrote it down, else when it was noticed; never before what was told of it earlier.
     pub time: Timestamp,
     /// Which sandbox.
     pub id: SandboxId,
@@ -51,6 +52,8 @@ pub struct Events {
     store: Store,
     inotify: OwnedFd,
     seen: BTreeMap<SandboxId, Seen>,
+    /// When what was last told of a sandbox was.
+    told: BTreeMap<SandboxId, Timestamp>,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -84,6 +87,7 @@ impl Events {
             store: store.clone(),
             inotify,
             seen: BTreeMap::new(),
+            told: BTreeMap::new(),
         };
         events.look()?;
         Ok(events)
@@ -146,7 +150,9 @@ impl Events {
                 Err(_) => self.seen.get(&id).cloned().and_then(|seen| now.insert(id, seen)),
             };
         }
-        let events = changes(&self.seen, &now);
+        let mut events = changes(&self.seen, &now);
+        in_order(&mut events, &mut self.told);
+        self.told.retain(|id, _| now.contains_key(id));
         self.seen = now;
         Ok(events)
     }
@@ -191,8 +197,7 @@ impl Seen {
 fn changes(before: &BTreeMap<SandboxId, Seen>, now: &BTreeMap<SandboxId, Seen>) -> Vec<Event> {
     let changed = now.iter().filter_map(|(id, seen)| {
         let earlier = before.get(id);
-        let is_same = |earlier: &Seen| (earlier.state, &earlier.run_id) == (seen.state, &seen.run_id);
-        (!earlier.is_some_and(is_same)).then(|| Event {
+        (!earlier.is_some_and(|earlier| is_same(earlier, seen))).then(|| Event {
             // It is ready since before the pause, and running since now.
             time: match earlier.is_some_and(|earlier| earlier.state == PAUSED) && seen.state == RUNNING {
                 true => Timestamp::now(),
@@ -210,9 +215,23 @@ fn changes(before: &BTreeMap<SandboxId, Seen>, now: &BTreeMap<SandboxId, Seen>) 
             exit_reason: None,
             ..seen.event(id)
         });
-    let mut events: Vec<_> = changed.chain(gone).collect();
+    changed.chain(gone).collect()
+}
+
+/// Whether there is nothing new: a start is known before its run is.
+fn is_same(earlier: &Seen, now: &Seen) -> bool {
+    let got_its_run = now.state == STARTING && earlier.run_id.is_none();
+    earlier.state == now.state && (earlier.run_id == now.run_id || got_its_run)
+}
+
+/// Sorts by time. What was noticed late is told with the time of noticing, which what follows must not precede.
+fn in_order(events: &mut [Event], told: &mut BTreeMap<SandboxId, Timestamp>) {
+    for event in events.iter_mut() {
+        let last = told.entry(event.id.clone()).or_insert(event.time);
+        *last = event.time.max(*last);
+        event.time = *last;
+    }
     events.sort_by_key(|event| event.time);
-    events
 }
 
 #[cfg(test)]
@@ -267,6 +286,29 @@ mod tests {
         assert!(resumed[0].time > ready);
         let started = changes(&BTreeMap::new(), &store(&[(A, running)]));
         assert_eq!(started[0].time, ready);
+    }
+
+    #[test]
+    fn a_start_is_told_once_though_its_run_is_known_later() {
+        let begun = (A, seen("starting", None));
+        let run = (A, seen("starting", Some("1")));
+        assert_eq!(states(std::slice::from_ref(&begun), std::slice::from_ref(&run)), []);
+        let again = (A, seen("starting", Some("2")));
+        assert_eq!(states(&[run], &[again]), [(A.into(), "starting")]);
+    }
+
+    #[test]
+    fn no_event_of_a_sandbox_precedes_an_earlier_one() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let event = |second| Event {
+            time: at(second),
+            ..seen("stopped", Some("1")).event(&A.parse().unwrap())
+        };
+        let mut told = BTreeMap::new();
+        in_order(&mut [event(5)], &mut told);
+        let mut events = [event(4)];
+        in_order(&mut events, &mut told);
+        assert_eq!(events[0].time, at(5));
     }
 
     #[test]

@@ -283,6 +283,30 @@ fn msb_starts_lists_joins_and_signals_processes() {
     assert_eq!(attached.text(), "ready\ngot word\n");
     let gone = msb.run(["attach", "kept", &pid]).refusal();
     assert!(gone.contains("msb ps kept"), "{gone}");
+    let absent = msb.run(["attach", "kept", "absent"]).refusal();
+    assert!(absent.contains("\"absent\"; see `msb ps kept`"), "{absent}");
+
+    // A tag of two names neither; what is refused says why.
+    let twins = [(); 2].map(|()| {
+        let twin = ["exec", "-d", "--tag", "twin", "kept", "--", "sleep", "1000"];
+        msb.run(twin).expect(0).text().trim().to_owned()
+    });
+    let several = msb.run(["kill", "kept", "--pid", "twin"]).refusal();
+    assert!(
+        twins.iter().all(|twin| several.contains(twin.as_str())) && several.contains("by its PID"),
+        "{several}"
+    );
+    let unknown = msb
+        .run(["kill", "kept", "--pid", &twins[0], "--signal", "BOGUS"])
+        .refusal();
+    assert!(unknown.contains("no signal is called BOGUS"), "{unknown}");
+    for twin in &twins {
+        msb.run(["kill", "kept", "--pid", twin]).expect(0);
+        // Whoever hears of the end takes it off the list.
+        msb.run(["attach", "kept", twin]).expect(137);
+    }
+    let stranger = msb.run(["exec", "--user", "stranger", "kept", "--", "true"]);
+    assert!(stranger.stderr.contains("it has no such user"), "{stranger:?}");
 
     // A terminal that is left by keys and taken up again.
     let started = msb

@@ -50,7 +50,7 @@ pub(super) fn run(args: &AttachArgs, context: &Context) -> Result<u8, CliError> 
         ..AttachOptions::default()
     };
     super::runtime()?.block_on(async {
-        let pid = processes::find(&commands, &args.process, &what).await?;
+        let pid = processes::find(&commands, &args.process, &what, &args.sandbox).await?;
         let attached = commands.connect(pid, options).await;
         let mut process = attached.map_err(|error| match error.is_no_process() {
             true => processes::missing(&args.process, &what, &args.sandbox),

@@ -38,7 +38,7 @@ pub(super) fn run(args: &KillArgs, context: &Context) -> Result<u8, CliError> {
             let sandbox = Sandbox::find(&context.store, reference).map_err(cannot(&what))?;
             let commands = processes::commands(&sandbox, &args.login, args.boot);
             super::runtime()?.block_on(async {
-                let pid = processes::find(&commands, process, &what).await?;
+                let pid = processes::find(&commands, process, &what, reference).await?;
                 let killed = commands.kill(pid, args.signal.as_str()).await;
                 match killed.map_err(processes::error(&what))? {
                     true => Ok(()),

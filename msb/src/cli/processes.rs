@@ -73,7 +73,12 @@ pub(super) fn commands(sandbox: &Sandbox, login: &LoginUser, boot: BootTimeout) 
 }
 
 /// The id of a process. A tag must be that of one.
-pub(super) async fn find(commands: &Commands, process: &ProcessRef, what: &str) -> Result<u32, CliError> {
+pub(super) async fn find(
+    commands: &Commands,
+    process: &ProcessRef,
+    what: &str,
+    sandbox: &str,
+) -> Result<u32, CliError> {
     let tag = match process {
         ProcessRef::Pid(pid) => return Ok(*pid),
         ProcessRef::Tag(tag) => tag,
@@ -83,7 +88,7 @@ pub(super) async fn find(commands: &Commands, process: &ProcessRef, what: &str) 
     match tagged.as_slice() {
         [one] => Ok(one.pid),
         [] => Err(CliError::plain(format!(
-            "cannot {what}: no process has the tag {tag:?}; see `msb ps`"
+            "cannot {what}: no process has the tag {tag:?}; see `msb ps {sandbox}`"
         ))),
         several => {
             let pids: Vec<String> = several.iter().map(|info| info.pid.to_string()).collect();

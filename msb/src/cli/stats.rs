@@ -5,6 +5,7 @@ use jiff::SignedDuration;
 use serde::Serialize;
 
 use super::error::{CliError, cannot};
+use super::progress::size;
 use super::{Context, output};
 use crate::Sandbox;
 use crate::sandbox::usage::Usage;
@@ -90,7 +91,11 @@ fn rows(args: &StatsArgs, context: &Context) -> Result<Vec<Row>, CliError> {
         let what = || format!("measure {reference}");
         let sandbox = Sandbox::find(&context.store, reference).map_err(cannot(what()))?;
         let usage = sandbox.usage().map_err(cannot(what()))?;
-        let usage = usage.ok_or_else(|| CliError::plain(format!("{reference} is not running")))?;
+        let usage = usage.ok_or_else(|| {
+            CliError::plain(format!(
+                "cannot measure {reference}: it is not running; `msb start {reference}` starts it"
+            ))
+        })?;
         rows.push(Row::of(&sandbox, usage));
     }
     if args.sandboxes.is_empty() {
@@ -131,14 +136,14 @@ fn table(rows: &[Row]) -> String {
     ]
     .map(str::to_owned)
     .to_vec();
-    let maybe = |bytes: Option<u64>| bytes.map_or_else(|| "-".into(), mebibytes);
+    let maybe = |bytes: Option<u64>| bytes.map_or_else(|| "-".into(), size);
     let row = |Row { id, name, usage }: &Row| {
         let up = i64::try_from(usage.uptime_seconds).unwrap_or(i64::MAX);
         vec![
             name.clone(),
             id.to_string(),
             format!("{:.1}s", usage.cpu_seconds),
-            mebibytes(usage.memory_bytes),
+            size(usage.memory_bytes),
             maybe(usage.memory_limit_bytes),
             maybe(usage.read_bytes),
             maybe(usage.written_bytes),
@@ -147,10 +152,6 @@ fn table(rows: &[Row]) -> String {
         ]
     };
     output::table(&std::iter::once(header).chain(rows.iter().map(row)).collect::<Vec<_>>())
-}
-
-fn mebibytes(bytes: u64) -> String {
-    format!("{:.1}M", number(bytes) / f64::from(1 << 20))
 }
 
 /// The exposition format 0.0.4: of each metric its meaning, its kind and a line for each sandbox.
@@ -198,7 +199,7 @@ mod tests {
         let table = table(&[row()]);
         assert_eq!(
             table.lines().last(),
-            Some("box   0123456789ab  1.2s      50.0M   388.0M  -     -        2            1h 1m 1s")
+            Some("box   0123456789ab  1.2s      50.0 MiB  388.0 MiB  -     -        2            1h 1m 1s")
         );
     }
 

@@ -51,10 +51,10 @@ impl Sandbox {
 fn usage_of(run: &RunRecord) -> Option<Usage> {
     let vm = run.vm?;
     let processes = [run.process.pid, vm.pid];
-    let mut cpu_seconds = 0.0;
+    let mut ticks = 0;
     let mut memory_bytes = 0;
     for pid in processes {
-        cpu_seconds += cpu_seconds_in(&read(pid, "stat").ok()?)?;
+        ticks += ticks_in(&read(pid, "stat").ok()?)?;
         memory_bytes += resident_in(&read(pid, "statm").ok()?)?;
     }
     // Of a process of another user, the kernel tells nobody but root.
@@ -62,7 +62,7 @@ fn usage_of(run: &RunRecord) -> Option<Usage> {
     let sockets = fs::read_to_string("/proc/net/unix").unwrap_or_default();
     let uptime = Timestamp::now().as_second() - run.started_at.as_second();
     Some(Usage {
-        cpu_seconds,
+        cpu_seconds: seconds(ticks),
         memory_bytes,
         memory_limit_bytes: vm.layers.limits.map(|limits| u64::from(limits.memory_mib) << 20),
         read_bytes: value_of("read_bytes", &io),
@@ -77,13 +77,17 @@ fn read(pid: i32, file: &str) -> io::Result<String> {
 }
 
 /// Fields 14 and 15 of `/proc/PID/stat`, `utime` and `stime`, behind the command in parentheses.
-fn cpu_seconds_in(stat: &str) -> Option<f64> {
+fn ticks_in(stat: &str) -> Option<u64> {
     let (_, after_command) = stat.rsplit_once(')')?;
     let mut times = after_command.split_ascii_whitespace().skip(14 - 3);
-    let mut ticks = || times.next()?.parse::<u32>().ok();
-    let ticks = f64::from(ticks()?) + f64::from(ticks()?);
-    let per_second = u32::try_from(rustix::param::clock_ticks_per_second()).ok()?;
-    Some(ticks / f64::from(per_second))
+    let mut ticks = || times.next()?.parse::<u64>().ok();
+    ticks()?.checked_add(ticks()?)
+}
+
+/// Clock ticks in seconds: of a sum, since a sum of seconds has no decimal fraction.
+#[expect(clippy::cast_precision_loss, reason = "ticks are far below 2^52")]
+fn seconds(ticks: u64) -> f64 {
+    ticks as f64 / rustix::param::clock_ticks_per_second() as f64
 }
 
 /// The second field of `/proc/PID/statm`, in bytes.
@@ -121,19 +125,16 @@ mod tests {
     fn processor_time_is_found_behind_any_command() {
         let fields: Vec<String> = (4..=52).map(|field| (field * 100).to_string()).collect();
         let stat = format!("1 (a) b ) S {}", fields.join(" "));
-        let per_second = u32::try_from(rustix::param::clock_ticks_per_second()).unwrap();
-        assert_eq!(
-            cpu_seconds_in(&stat),
-            Some(f64::from(1400 + 1500) / f64::from(per_second))
-        );
-        assert_eq!(cpu_seconds_in("1 (a) S 4"), None);
+        assert_eq!(ticks_in(&stat), Some(1400 + 1500));
+        assert_eq!(ticks_in("1 (a) S 4"), None);
+        assert_eq!(seconds(2741).to_string(), "27.41");
     }
 
     #[test]
     fn the_kernel_tells_of_this_process() {
         let own = i32::try_from(std::process::id()).unwrap();
         assert!(resident_in(&read(own, "statm").unwrap()).unwrap() > 100_000);
-        assert!(cpu_seconds_in(&read(own, "stat").unwrap()).is_some());
+        assert!(ticks_in(&read(own, "stat").unwrap()).is_some());
         assert!(value_of("read_bytes", &read(own, "io").unwrap()).is_some());
         assert_eq!(value_of("nothing", &read(own, "io").unwrap()), None);
     }

@@ -59,8 +59,11 @@ pub enum ClientError {
         /// The fingerprint of the sandbox's key.
         expected: String,
     },
-    /// The guest accepts no login with this key.
-    #[error("the guest refused to log in {user:?} with the key {key}: it is not among the sandbox's authorized keys")]
+    /// The guest accepts no login of this user with this key. It does not say which of the two it is.
+    #[error(
+        "the guest refused to log in {user:?} with the key {key}: it has no such user, or the key is not among the \
+         sandbox's authorized keys"
+    )]
     Login {
         /// The user.
         user: String,

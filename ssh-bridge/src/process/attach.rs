@@ -142,7 +142,8 @@ async fn read(stdio: &Stdio, buffer: &mut [u8]) -> Result<usize, ClientError> {
         .map_err(|source| ClientError::LocalRead { source })
 }
 
-/// Gives the process's terminal the size of the local one, now and whenever that changes.
+/// Gives the process's terminal the size of the local one, now and whenever that changes. A terminal that knows no size
+/// changes nothing.
 async fn pass_on_sizes(
     control: &ProcessControl,
     resized: &mut Signal,
@@ -150,8 +151,10 @@ async fn pass_on_sizes(
 ) -> Result<Infallible, ProcessError> {
     loop {
         let (cols, rows) = terminal::size(local).map_err(ClientError::Terminal)?;
-        // A process that has ended needs no size.
-        let _ = control.resize(cols, rows).await;
+        if cols > 0 && rows > 0 {
+            // A process that has ended needs no size.
+            let _ = control.resize(cols, rows).await;
+        }
         resized.recv().await;
     }
 }

@@ -175,7 +175,7 @@ impl Keeper {
 
     fn signal(&self, name: &str) -> Result<(), (Failure, String)> {
         let signal = signal_names::number(name).and_then(Signal::from_named_raw);
-        let signal = signal.ok_or_else(|| (Failure::NoSignal, format!("{name:?} is no signal")))?;
+        let signal = signal.ok_or_else(|| (Failure::NoSignal, format!("no signal is called {name}")))?;
         match self.subject.signal(signal) {
             Ok(()) => Ok(()),
             Err(rustix::io::Errno::SRCH) => Err((Failure::NoProcess, "the process has ended".into())),
