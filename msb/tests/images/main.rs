@@ -11,6 +11,7 @@ use std::process::{Command, Output, Stdio};
 use machine::Machine;
 use msb_test_support::images::{self, tar_of};
 use msb_test_support::registry::Registry;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 impl Machine {
@@ -261,5 +262,40 @@ fn a_layer_that_is_damaged_or_short_in_the_registry_is_refused() {
         );
     }
     std::fs::write(&stored, &whole).unwrap();
+    assert_sound(&machine, &machine.text(&["image", "pull", &name]));
+}
+
+#[test]
+fn a_registry_that_is_killed_in_a_layer_leaves_what_came_of_it_for_the_next_pull() {
+    const LAYER: usize = 48 << 20;
+    let machine = Machine::new();
+    let mut registry = Registry::start(&machine.path("registry"));
+    let layer = tar_of(&[("large", &msb_test_support::pattern(LAYER))]);
+    let archive = machine.write("app", &docker_archive("local:1", &[layer]));
+    registry.push(Path::new(&archive), "app:v1");
+    let name = format!("{}/app:v1", registry.address);
+    let came = || {
+        let blobs = std::fs::read_dir(machine.path("home/images/blobs")).into_iter().flatten();
+        blobs.map(|blob| blob.unwrap().metadata().unwrap().len()).max().unwrap_or(0)
+    };
+
+    let mut pull = machine.command(&["image", "pull", &name]);
+    let pull = pull.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    while came() == 0 {
+        std::thread::yield_now();
+    }
+    let process = Pid::from_child(&pull);
+    kill_process(process, Signal::STOP).unwrap();
+    registry.kill();
+    kill_process(process, Signal::CONT).unwrap();
+    let output = pull.wait_with_output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(125), "{error}");
+    assert!(error.contains(&registry.address), "{error}");
+    let before = came();
+    assert!((1..LAYER as u64).contains(&before), "{before}");
+    assert_eq!(machine.text(&["image", "ls", "--quiet"]), "");
+
+    registry.start_again();
     assert_sound(&machine, &machine.text(&["image", "pull", &name]));
 }
