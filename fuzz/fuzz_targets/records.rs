@@ -55,11 +55,20 @@ impl World {
         images.import(&root, &options, &|_| {}).expect("an image");
         let store = Store::new(layout);
         let sandbox = Sandbox::create(&store, SandboxSpec::default(), &[]).expect("a sandbox");
-        let lock = RunLock::try_acquire(&sandbox.dir().lock()).expect("a lock").expect("it is free");
+        let lock = RunLock::try_acquire(&sandbox.dir().lock())
+            .expect("a lock")
+            .expect("it is free");
         write_records(&sandbox);
         let of_images = images_files(&store.layout().home.join("images"));
         let dir = sandbox.dir();
-        let records = [dir.config(), dir.run(), dir.ready(), dir.paused(), dir.deadline(), dir.exit()];
+        let records = [
+            dir.config(),
+            dir.run(),
+            dir.ready(),
+            dir.paused(),
+            dir.deadline(),
+            dir.exit(),
+        ];
         let files = records.into_iter().chain(of_images).map(|path| {
             let right = std::fs::read(&path).expect("a record");
             (path, right)
@@ -83,11 +92,14 @@ impl World {
             sandbox.config().hosts();
         }
         self.images.all()?;
-        self.images.find(IMAGE).map(drop).or_else(|error| match is_about_a_file(&error) {
-            true => Err(error.into()),
-            // It has another name now.
-            false => Ok(()),
-        })
+        self.images
+            .find(IMAGE)
+            .map(drop)
+            .or_else(|error| match is_about_a_file(&error) {
+                true => Err(error.into()),
+                // It has another name now.
+                false => Ok(()),
+            })
     }
 }
 
@@ -99,6 +111,7 @@ fn write_records(sandbox: &Sandbox) {
         vm: None,
         started_at: now,
         socket: "/s".into(),
+        volumes: Vec::new(),
     };
     let ready = ReadyRecord {
         run_id: run_id.clone(),
@@ -129,7 +142,9 @@ fn write_records(sandbox: &Sandbox) {
 /// The record of the only image, and the names.
 fn images_files(root: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(root).expect("the images").flatten();
-    let records = entries.map(|entry| entry.path().join("image.json")).filter(|path| path.is_file());
+    let records = entries
+        .map(|entry| entry.path().join("image.json"))
+        .filter(|path| path.is_file());
     records.chain([root.join("refs.json")]).collect()
 }
 
@@ -145,7 +160,10 @@ fn is_about_a_file(error: &dyn Error) -> bool {
 fn survives<T: DeserializeOwned + Serialize + PartialEq + std::fmt::Debug>(bytes: &[u8]) {
     if let Ok(value) = serde_json::from_slice::<T>(bytes) {
         let again = files::to_json(&value);
-        assert_eq!(serde_json::from_slice::<T>(&again).expect("it was written by us"), value);
+        assert_eq!(
+            serde_json::from_slice::<T>(&again).expect("it was written by us"),
+            value
+        );
     }
 }
 

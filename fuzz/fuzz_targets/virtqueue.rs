@@ -4,9 +4,11 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use msb_fuzz::fuse::{self, Server};
 use msb_fuzz::ring::{Descriptor, INDIRECT, NEXT, Ring, WRITE};
 use msb_fuzz::{Input, Machine};
 use msb_vmm::devices::virtio::block::Block;
+use msb_vmm::devices::virtio::fs::Fs;
 use msb_vmm::devices::virtio::rng::Rng;
 use msb_vmm::devices::virtio::vsock::Vsock;
 use msb_vmm::{DiskConfig, VsockConfig};
@@ -21,8 +23,11 @@ const BUFFERS: u64 = 0x4000;
 const MEMORY: u64 = 1 << 15;
 const PAGE: usize = 256;
 
-/// What may be written.
-struct Permission(Vec<(u64, u64)>);
+/// What may be written, and where that is told besides the queues.
+struct Permission {
+    writable: Vec<(u64, u64)>,
+    tables: Vec<(u64, u64)>,
+}
 
 struct Driver<'a, 'i> {
     machine: &'a mut Machine,
@@ -84,21 +89,42 @@ impl Driver<'_, '_> {
         }
     }
 
-    fn permission(&self) -> Permission {
-        let writable = self.described.iter().filter(|descriptor| descriptor.flags & WRITE != 0);
+    /// By what was described, and by what lies where a table was described to be.
+    fn permission(&self, memory: &[u8]) -> Permission {
+        let (mut writable, mut tables) = (Vec::new(), Vec::new());
         let range = |descriptor: &Descriptor| (descriptor.addr, descriptor.addr.saturating_add(descriptor.len.into()));
-        Permission(writable.map(range).collect())
+        for descriptor in &self.described {
+            if descriptor.flags & WRITE != 0 {
+                writable.push(range(descriptor));
+            }
+            if descriptor.flags & INDIRECT == 0 {
+                continue;
+            }
+            tables.push(range(descriptor));
+            let table = usize::try_from(descriptor.addr).ok().and_then(|at| memory.get(at..));
+            let entries = table.unwrap_or_default().as_chunks().0.iter().map(Descriptor::read);
+            let count = u64::from(descriptor.len) / Descriptor::SIZE;
+            let entries = entries.take(count as usize).filter(|entry| entry.flags & WRITE != 0);
+            writable.extend(entries.map(|entry| range(&entry)));
+        }
+        Permission { writable, tables }
     }
 }
 
 impl Permission {
-    /// Whether the device may change what it reads as queues: then anything may follow.
+    /// Whether the device may change what it reads as queues or tables: then anything may follow.
     fn reaches_queues(&self) -> bool {
-        self.0.iter().any(|(from, to)| *from < BUFFERS && *to > RINGS)
+        let overlap = |a: &(u64, u64), b: &(u64, u64)| a.0 < b.1 && b.0 < a.1;
+        let reaches = |range| self.writable.iter().any(|writable| overlap(writable, range));
+        reaches(&(RINGS, BUFFERS))
+            || self
+                .tables
+                .iter()
+                .any(|table| reaches(table) || overlap(table, &(RINGS, TABLES)))
     }
 
     fn allows(&self, address: u64) -> bool {
-        self.0.iter().any(|(from, to)| (*from..*to).contains(&address))
+        self.writable.iter().any(|(from, to)| (*from..*to).contains(&address))
     }
 }
 
@@ -114,14 +140,15 @@ fn room(memory: &[u8], table: u64, count: u64, index: u64, is_nested: bool) -> u
         };
         let descriptor = Descriptor::read(entry);
         if descriptor.flags & INDIRECT != 0 && !is_nested {
+            let count = u64::from(descriptor.len) / Descriptor::SIZE;
+            // No table has more entries than can be counted by `next`.
+            let is_table = count <= u16::MAX.into();
             return room
-                + self::room(
-                    memory,
-                    descriptor.addr,
-                    u64::from(descriptor.len) / Descriptor::SIZE,
-                    0,
-                    true,
-                );
+                + if is_table {
+                    self::room(memory, descriptor.addr, count, 0, true)
+                } else {
+                    0
+                };
         }
         if descriptor.flags & WRITE != 0 {
             room += u64::from(descriptor.len);
@@ -138,12 +165,20 @@ fuzz_target!(|bytes: &[u8]| {
     let mut input = Input::new(bytes);
     let directory = tempfile::tempdir().expect("a directory");
     let mut machine = Machine::new(Machine::memory(MEMORY as usize));
-    let queues = match input.byte() % 3 {
-        0 => {
+    let mut server = None;
+    let which = input.byte();
+    let queues = match (which & 0xc0 == 0x40, which % 3) {
+        (true, _) => {
+            let (other, config) = Server::new();
+            machine.attach(Fs::new(&config).expect("a file system"));
+            server = Some(other);
+            2
+        }
+        (_, 0) => {
             machine.attach(Rng::new().expect("rng"));
             1
         }
-        1 => {
+        (_, 1) => {
             let path = directory.path().join("disk");
             std::fs::write(&path, vec![7; 8 << 10]).expect("an image");
             let config = DiskConfig {
@@ -196,9 +231,16 @@ fuzz_target!(|bytes: &[u8]| {
         memory.read_slice(&mut before, GuestAddress(0)).expect("memory");
         driver.machine.kick(0, queue);
         driver.machine.settle();
+        while let Some(request) = server.as_ref().and_then(Server::hear) {
+            let body = vec![0xa5; driver.input.byte().into()];
+            if let Some(server) = &server {
+                server.say(&fuse::answer(fuse::unique(&request), 0, &body));
+            }
+            driver.machine.settle();
+        }
         memory.read_slice(&mut after, GuestAddress(0)).expect("memory");
 
-        let permission = driver.permission();
+        let permission = driver.permission(&before);
         if lies || permission.reaches_queues() {
             return;
         }

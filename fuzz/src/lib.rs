@@ -1,8 +1,9 @@
 //! What the fuzz targets share: an input as numbers, frames and archives, the driver's half of a
-//! device, and devices on an event loop.
+//! device, devices on an event loop, and FUSE messages.
 
 pub mod archive;
 pub mod frames;
+pub mod fuse;
 pub mod input;
 pub mod machine;
 pub mod ring;

@@ -32,6 +32,9 @@ const TABLE: u16 = 256;
 /// Entries of a table and of a ring that change between two notifications.
 const AT_ONCE: usize = 24;
 
+/// Bytes of a request to a file system, with its header of 40.
+const FUSE_REQUEST: u32 = 64;
+
 pub(crate) struct Attacker {
     pub(crate) random: Random,
     pub(crate) pages: Pages,
@@ -210,10 +213,11 @@ impl Attacker {
             0
         };
         let at = usize::try_from(offset).expect("below a page");
-        match self.random.below(4) {
+        match self.random.below(5) {
             0 => self.vsock_header(page, at),
             1 => self.block_header(page, at),
-            2 => {
+            2 => self.fuse_request(page, at),
+            3 => {
                 let (to, len) = (self.pages.physical(page), self.random.awkward() & 0xfff);
                 let flags = self.random.below_u16(8);
                 self.pages
@@ -223,7 +227,7 @@ impl Attacker {
         }
         // To the end of the page: what lies behind it is not this program's.
         let room = low(PAGE as u64 - offset);
-        let len = self.random.pick(&[16, 44, 64, 512, room]).min(room);
+        let len = self.random.pick(&[16, 44, FUSE_REQUEST, 512, room]).min(room);
         (self.pages.physical(page) + offset, len)
     }
 
@@ -253,6 +257,33 @@ impl Attacker {
         let sector = self.random.pick(&[0, 1, 7, 127, 128, u64::MAX, u64::MAX >> 9, 1 << 55]);
         header.extend(sector.to_le_bytes());
         self.pages.put(page, at, &header);
+    }
+
+    /// A request to a file system (linux/fuse.h), mostly true about its length, of numbers or of a name.
+    fn fuse_request(&mut self, page: u64, at: usize) {
+        let awkward = self.random.awkward();
+        let length = self
+            .random
+            .pick(&[FUSE_REQUEST, FUSE_REQUEST, FUSE_REQUEST, 44, awkward]);
+        let mut request = Vec::with_capacity(64);
+        request.extend(length.to_le_bytes());
+        request.extend(self.random.below_u32(54).to_le_bytes());
+        request.extend(self.random.below(4).to_le_bytes());
+        request.extend(self.random.pick(&[1u64, 1, 1, 2, u64::MAX]).to_le_bytes());
+        request.extend([0; 16]);
+        let name: &[u8] = self.random.pick(&[b"..\0", b"new\0", b"/\0", b"../secret\0", b"\0"]);
+        if self.random.one_in(2) {
+            request.extend(name);
+        } else {
+            for _ in 0..2 {
+                let number = self.random.awkward();
+                request.extend(self.random.pick(&[1, 1 << 31, number]).to_le_bytes());
+            }
+            request.extend([0; 8]);
+            request.extend(name);
+        }
+        request.resize(64, 0);
+        self.pages.put(page, at, &request);
     }
 }
 
