@@ -188,6 +188,9 @@ fn hear(word: UnixStream) -> Result<Layers, String> {
 
 /// The server, from the fork to its end. It ends with its keeper, and has nothing of the keeper's but its log.
 fn run(confinement: &ServerConfinement, socket: &OwnedFd, mut say: UnixStream, in_namespaces: bool) -> ! {
+    // A file that may grow no further is an error of the guest's.
+    // SAFETY: nothing in this process handles that signal.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     let prepared = set_parent_process_death_signal(Some(Signal::KILL))
         .and_then(|()| rustix::thread::set_name(c"msb-volume"))
         .map_err(io::Error::from)

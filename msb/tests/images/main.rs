@@ -275,8 +275,13 @@ fn a_registry_that_is_killed_in_a_layer_leaves_what_came_of_it_for_the_next_pull
     registry.push(Path::new(&archive), "app:v1");
     let name = format!("{}/app:v1", registry.address);
     let came = || {
-        let blobs = std::fs::read_dir(machine.path("home/images/blobs")).into_iter().flatten();
-        blobs.map(|blob| blob.unwrap().metadata().unwrap().len()).max().unwrap_or(0)
+        let blobs = std::fs::read_dir(machine.path("home/images/blobs"))
+            .into_iter()
+            .flatten();
+        blobs
+            .map(|blob| blob.unwrap().metadata().unwrap().len())
+            .max()
+            .unwrap_or(0)
     };
 
     let mut pull = machine.command(&["image", "pull", &name]);
