@@ -53,6 +53,8 @@ pub enum Command {
     Wait(PoolRef),
     /// Be this sandbox, for the starter whose end of a socket comes along.
     Take(Box<Take>),
+    /// The guest is ready: give back what only its start took. Only a keeper says that, and it is not answered.
+    Settle,
 }
 
 /// What a sandbox that waited in a pool is from now on.
@@ -91,6 +93,7 @@ const SAVE: u8 = b'S';
 const SET_TIMEOUT: u8 = b'T';
 const WAIT: u8 = b'W';
 const TAKE: u8 = b'K';
+const SETTLE: u8 = b'L';
 
 /// What follows [`SET_TIMEOUT`]: milliseconds, little endian, zero for never; and what ends it then.
 const TIMEOUT_LENGTH: usize = 9;
@@ -117,6 +120,7 @@ impl Command {
             }
             Self::Wait(ref pool) => described(WAIT, pool),
             Self::Take(ref take) => described(TAKE, take),
+            Self::Settle => vec![SETTLE],
         }
     }
 
@@ -133,6 +137,7 @@ impl Command {
             }
             WAIT => description(rest)?.map(Self::Wait),
             TAKE => description(rest)?.map(|take| Self::Take(Box::new(take))),
+            SETTLE => Some(Self::Settle),
             _ => None,
         })
     }

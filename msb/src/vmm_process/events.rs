@@ -19,6 +19,7 @@ use super::notices::Notices;
 use super::outcome::Observed;
 use super::signals::Signals;
 use super::status::Starter;
+use super::text;
 use crate::pools::PoolRef;
 use crate::report;
 use crate::sandbox::deadline::{Timeout, TimeoutEnd};
@@ -329,6 +330,9 @@ impl Watcher<'_> {
             } if !observed.ready => {
                 observed.ready = true;
                 self.told.ready(self.starter, &agent, init_us, ready_us);
+                // Here as there, a start takes code that nothing needs any more.
+                self.machine.tell(&Command::Settle, &[]);
+                text::release();
             }
             Notice::Ready { .. } => {}
             Notice::Restored => self.tell_identity(),

@@ -127,7 +127,7 @@ impl World {
             // Also when nothing could be written: it stood still to try.
             Command::Save => self.stands = true,
             Command::Resume => self.stands = false,
-            Command::Pause | Command::SetTimeout { .. } | Command::Wait(_) | Command::Take(_) => {}
+            Command::Pause | Command::SetTimeout { .. } | Command::Wait(_) | Command::Take(_) | Command::Settle => {}
         }
         let answer = match done {
             true => Answer::Done,

@@ -342,6 +342,10 @@ fn attend(running: RunningVm, started: Started, keeper: &UnixStream) -> VmEnd {
 /// Carries out what the keeper tells, until it says no more: then the VM ends.
 fn obey(keeper: &UnixStream, vm: &RunningVm) {
     while let Ok(Some(request)) = control::receive(keeper) {
+        if request.command == Some(Command::Settle) {
+            text::release();
+            continue;
+        }
         let answer = match carry_out(request, vm) {
             Ok(()) => Answer::Done,
             Err(message) => Answer::Refused(message),
@@ -366,7 +370,7 @@ fn carry_out(Request { command, files }: Request, vm: &RunningVm) -> Result<(), 
             let written = File::from(state).write_all(&snapshot.to_bytes());
             written.map_err(|error| format!("cannot write the guest's state: {error}"))
         }
-        Some(Command::SetTimeout { .. } | Command::Wait(_) | Command::Take(_)) | None => {
+        Some(Command::SetTimeout { .. } | Command::Wait(_) | Command::Take(_) | Command::Settle) | None => {
             Err("there is no such command".into())
         }
     }

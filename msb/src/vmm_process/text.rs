@@ -7,7 +7,7 @@ use rustix::mm::{Advice, madvise};
 const PAGE: usize = 4096;
 
 /// Unmaps the pages of the program's code and constants, which the kernel maps again where they are touched, from the page
-/// cache: what only the start took is no longer this process's. Nothing else changes, also if the kernel refuses.
+/// cache: what only a start took is no longer this process's. Nothing else changes, also if the kernel refuses.
 pub(super) fn release() {
     // SAFETY: the callback has the signature and keeps nothing.
     unsafe { libc::dl_iterate_phdr(Some(release_object), std::ptr::null_mut()) };

@@ -95,7 +95,10 @@ impl ControlServer {
             return Effect::None;
         };
         match receive(client) {
-            Ok(Some(Request { command: None, .. })) => {
+            Ok(Some(Request {
+                command: None | Some(Command::Settle),
+                ..
+            })) => {
                 self.answer(&Answer::Refused(
                     "this command is not one of the running VM's version".into(),
                 ));
@@ -273,6 +276,14 @@ mod tests {
         assert!(matches!(server.wake(), Effect::Forward(_, Command::Resume)));
         assert!(matches!(server.answered(&Answer::Done), Effect::Paused(false)));
         assert!(matches!(server.wake(), Effect::None));
+    }
+
+    #[test]
+    fn what_only_a_keeper_says_is_refused() {
+        let (_directory, mut server, client) = server();
+        send(&client, &Command::Settle, &[]).unwrap();
+        assert!(matches!(server.on_input(), Effect::None));
+        assert!(matches!(Answer::read(&client).unwrap(), Answer::Refused(_)));
     }
 
     #[test]
