@@ -307,7 +307,7 @@ fn a_sandbox_is_shown_with_a_stable_schema() {
     let keys: Vec<&str> = inspected.as_object().unwrap().keys().map(String::as_str).collect();
     let expected = "agent cmdline cpu_limit cpus created_at deadline directory disk_size_mib disks ended_at env \
                     exit_reason host id image io_limit isolation kernel labels memory_mib message name on_timeout pid \
-                    ready_at seconds_left socket ssh started_at state timeout_ms timings vm";
+                    ready_at seconds_left socket ssh started_at state timeout_ms timings vm volumes";
     assert_eq!(keys, expected.split_whitespace().collect::<Vec<_>>());
     for (key, value) in [
         ("id", id.as_str()),

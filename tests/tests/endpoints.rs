@@ -201,3 +201,32 @@ fn what_the_guest_cannot_serve_is_said_and_programs_in_it_are_not_served_at_all(
         assert_eq!(dialled, "tried 2\nheard 0\n", "{port}");
     }
 }
+
+#[test]
+fn an_endpoint_of_a_fork_has_a_host_key_of_any_kind() {
+    let msb = Msb::new();
+    msb.create("base");
+    msb.run(["fork", "base", "--name", "copy"]).expect(0);
+    for kind in ["rsa", "ecdsa"] {
+        let directory = msb.scratch(kind);
+        fs::create_dir(&directory).unwrap();
+        let socket = msb.scratch(&format!("{kind}.sock"));
+        let client = Client::new(directory.clone(), &socket);
+        client.key("visitor");
+        let own = directory.join("own");
+        let mut keygen = Command::new("ssh-keygen");
+        finish(keygen.args(["-q", "-t", kind, "-N", "", "-f"]).arg(&own)).expect(0);
+        client.pin("own", &fs::read_to_string(directory.join("own.pub")).unwrap());
+        let options = SshServerOptions {
+            host_key_path: Some(own),
+            authorized_keys_path: Some(directory.join("visitor.pub")),
+            ..SshServerOptions::default()
+        };
+        let server = runtime()
+            .block_on(msb.open("copy").ssh().prepare_server(options))
+            .unwrap();
+        serve(server, socket);
+        let told = client.run("own", &directory.join("visitor"), "hostname").expect(0);
+        assert_eq!(told.text(), "copy\n", "{kind}");
+    }
+}

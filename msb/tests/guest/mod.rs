@@ -80,8 +80,10 @@ impl Guest {
 
     /// `msb` with its store.
     pub(crate) fn msb(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_msb"));
+        // A shell in the background ignores SIGINT, and all that it starts inherits that.
+        let mut command = Command::new("env");
         command
+            .args(["--default-signal=INT", env!("CARGO_BIN_EXE_msb")])
             .env("MSB_HOME", self.path("home"))
             .env("MSB_RUNTIME_DIR", self.path("run"))
             .stdin(Stdio::null());
