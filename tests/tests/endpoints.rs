@@ -220,6 +220,7 @@ fn an_endpoint_of_a_fork_has_a_host_key_of_any_kind() {
         let options = SshServerOptions {
             host_key_path: Some(own),
             authorized_keys_path: Some(directory.join("visitor.pub")),
+            user: Some("root".into()),
             ..SshServerOptions::default()
         };
         let server = runtime()
