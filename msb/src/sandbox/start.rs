@@ -47,13 +47,23 @@ pub enum StartError {
     #[error("cannot read what the VMM process says")]
     Read(#[source] io::Error),
     /// The guest takes too long.
-    #[error("the guest did not get ready within {} s; its console ends with: {console}", timeout.as_secs_f32())]
+    #[error(
+        "the guest did not get ready within {} s, in which it had {} of a processor; its console ends with: {console}",
+        timeout.as_secs_f32(),
+        seconds(*processor)
+    )]
     NotReady {
         /// How long it was waited.
         timeout: Duration,
+        /// Seconds that a processor was its, if that can be told: little on a host that has none to give.
+        processor: Option<f64>,
         /// The last line of its console.
         console: String,
     },
+}
+
+fn seconds(processor: Option<f64>) -> String {
+    processor.map_or_else(|| "an unknown time".into(), |seconds| format!("{seconds:.1} s"))
 }
 
 /// What a message about the end needs in front to tell of a start that failed.
@@ -171,9 +181,14 @@ impl StartedSandbox {
             Ok(Err(error)) => Err(error),
             Err(_) => {
                 let console = self.last_console_line();
+                let processor = self.sandbox.processor_seconds();
                 // The error to report is that of the guest, not that of its end.
                 let _ = self.sandbox.kill();
-                Err(StartError::NotReady { timeout, console })
+                Err(StartError::NotReady {
+                    timeout,
+                    processor,
+                    console,
+                })
             }
         }
     }

@@ -45,6 +45,12 @@ impl Sandbox {
             _ => Ok(None),
         }
     }
+
+    /// Processor time of a run that is not over, ready or not, in seconds, if that can be told.
+    pub(super) fn processor_seconds(&self) -> Option<f64> {
+        let usage = usage_of(self.state().ok()?.run()?)?;
+        Some(usage.cpu_seconds)
+    }
 }
 
 /// Nothing when a process has ended meanwhile.
