@@ -1,7 +1,7 @@
 //! The saved state of a VM with anything in it, and devices that go on from it.
 //!
-//! A state is refused, or the devices work with it as if a driver had brought it about: whatever the queues hold then, they
-//! come to rest.
+//! A state is refused, or the devices work with it as if a driver had brought it about: whatever the queues hold then, no
+//! device keeps the others waiting. Rings that overlap may have ever more for it.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -126,14 +126,14 @@ fn restore(input: &mut Input<'_>) {
             .write_slice(bytes, GuestAddress(address as u64))
             .expect("inside memory");
         machine.kick(input.below(machine.transports.len()), kicks);
-        machine.settle();
+        machine.turns();
         kicks += 1;
     }
     for device in 0..machine.transports.len() {
         machine.write(device, STATUS, 0);
         assert_eq!(machine.status(device), 0, "a reset ends whatever was restored");
     }
-    machine.settle();
+    machine.turns();
 }
 
 fuzz_target!(|input: &[u8]| {

@@ -18,7 +18,7 @@ use virtio_queue::{QueueState, QueueT as _};
 
 use super::device::{ActivateError, Activation, ActiveQueue, VirtioDevice, read_config_space};
 use super::interrupt::Interrupt;
-use super::notification::{self, Recheck};
+use super::notification::{self, BUDGET, Recheck};
 use super::wakeup::ActivationWakeup;
 use crate::config::FileSystemConfig;
 use crate::memory::GuestMemory;
@@ -191,11 +191,16 @@ impl MutEventSubscriber for Fs {
 }
 
 impl Active {
-    /// Gives the other end the next request, as long as it is ready for one.
+    /// Gives the other end the next request, as long as it is ready for one; after [`BUDGET`] of them it comes back later.
     fn serve(&mut self, peer: &mut Peer, ops: &mut EventOps) {
         let mut rechecks: [Recheck; QUEUES] = Default::default();
         let mut progressed = [false; QUEUES];
+        let mut left = BUDGET;
         while peer.is_ready() {
+            if left == 0 {
+                let _ = self.queues[0].kick.write(1);
+                return;
+            }
             let Some((index, request, place)) = self.next() else {
                 let again = (0..QUEUES).fold(false, |again, index| {
                     let queue = &mut self.queues[index].queue;
@@ -208,6 +213,7 @@ impl Active {
                 return;
             };
             progressed[index] = true;
+            left -= 1;
             let Some(request) = request else {
                 self.complete(index, &place, &[]);
                 continue;

@@ -6,31 +6,41 @@ use super::device::ActiveQueue;
 use super::interrupt::Interrupt;
 use crate::memory::GuestMemory;
 
-/// Handles all chains that `queue` has; `handle` returns how many bytes it wrote to one.
-pub(super) fn serve<F>(queue: &mut ActiveQueue, memory: &GuestMemory, interrupt: &Interrupt, mut handle: F)
+/// Chains handled before other events get a turn. A driver whose rings overlap has another one for each that is used.
+pub(super) const BUDGET: usize = 1024;
+
+/// Handles the chains that `queue` has, [`BUDGET`] at most, and kicks itself when there may be more; `handle` returns how
+/// many bytes it wrote to one.
+pub(super) fn serve<F>(active: &mut ActiveQueue, memory: &GuestMemory, interrupt: &Interrupt, mut handle: F)
 where
     F: FnMut(DescriptorChain<&GuestMemory>) -> u32,
 {
-    let queue = &mut queue.queue;
+    let queue = &mut active.queue;
     let mut recheck = Recheck::default();
-    let mut served = false;
+    let mut left = BUDGET;
     loop {
         let _ = queue.disable_notification(memory);
-        let mut progressed = false;
-        while let Some(chain) = queue.pop_descriptor_chain(memory) {
+        let before = left;
+        while left > 0
+            && let Some(chain) = queue.pop_descriptor_chain(memory)
+        {
             let head = chain.head_index();
             let written = handle(chain);
             if queue.add_used(memory, head, written).is_err() {
                 return;
             }
-            progressed = true;
+            left -= 1;
         }
-        served |= progressed;
-        if !recheck.again(queue, memory, progressed) {
+        if left == 0 {
+            // Comes back here after the other events of this turn.
+            let _ = active.kick.write(1);
+            break;
+        }
+        if !recheck.again(queue, memory, left < before) {
             break;
         }
     }
-    if served {
+    if left < BUDGET {
         notify(queue, memory, interrupt);
     }
 }
@@ -70,6 +80,35 @@ mod tests {
 
     /// Where the available ring has its index, behind its flags.
     const INDEX_OFFSET: u64 = 2;
+
+    #[test]
+    fn a_driver_with_ever_more_chains_leaves_other_events_a_turn() {
+        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x10_0000)]).unwrap();
+        let index = GuestAddress(0x2000 + INDEX_OFFSET);
+        memory.write_obj(1u16, index).unwrap();
+        // Each entry of the available ring is the first descriptor, which is empty.
+        let mut queue = Queue::new(16).unwrap();
+        queue.try_set_desc_table_address(GuestAddress(0x1000)).unwrap();
+        queue.try_set_avail_ring_address(GuestAddress(0x2000)).unwrap();
+        queue.try_set_used_ring_address(GuestAddress(0x3000)).unwrap();
+        queue.set_ready(true);
+        let mut active = ActiveQueue {
+            queue,
+            kick: EventFd::new(EFD_NONBLOCK).unwrap(),
+        };
+        let mut available = 1u16;
+        let interrupt = Interrupt::new().unwrap();
+        for _ in 0..2 {
+            let before = available;
+            serve(&mut active, &memory, &interrupt, |_| {
+                available = available.wrapping_add(1);
+                memory.write_obj(available, index).unwrap();
+                0
+            });
+            assert_eq!(usize::from(available.wrapping_sub(before)), BUDGET);
+            assert_eq!(active.kick.read().unwrap(), 1, "it comes back");
+        }
+    }
 
     #[test]
     fn an_available_index_without_sense_does_not_hold_the_device() {
