@@ -17,6 +17,8 @@ use vm_memory::{Bytes, GuestAddress};
 /// Bytes of guest memory: a little, so that queues are in it.
 const MEMORY: usize = 1 << 16;
 const CID: u32 = 3;
+/// Turns of the devices after each notification: more than what has an end takes.
+const TURNS: usize = 4;
 
 // Registers of virtio-mmio (virtio 1.2, section 4.2.2).
 const DEVICE_ID: u64 = 0x08;
@@ -126,14 +128,14 @@ fn restore(input: &mut Input<'_>) {
             .write_slice(bytes, GuestAddress(address as u64))
             .expect("inside memory");
         machine.kick(input.below(machine.transports.len()), kicks);
-        machine.turns();
+        machine.turns(TURNS);
         kicks += 1;
     }
     for device in 0..machine.transports.len() {
         machine.write(device, STATUS, 0);
         assert_eq!(machine.status(device), 0, "a reset ends whatever was restored");
     }
-    machine.turns();
+    machine.turns(TURNS);
 }
 
 fuzz_target!(|input: &[u8]| {

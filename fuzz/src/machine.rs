@@ -103,12 +103,12 @@ impl Machine {
 
     /// Lets the devices do all that there is to do now.
     pub fn settle(&mut self) {
-        assert!(self.turns(), "the devices do not come to rest");
+        assert!(self.turns(SPIN), "the devices do not come to rest");
     }
 
-    /// Handles the events that there are, as many turns of them as [`Self::settle`]; whether there is nothing left.
-    pub fn turns(&mut self) -> bool {
-        for _ in 0..SPIN {
+    /// Handles the events that there are, at most this many turns of them; whether there is nothing left.
+    pub fn turns(&mut self, most: usize) -> bool {
+        for _ in 0..most {
             if self.events.run_with_timeout(0).expect("an event loop") == 0 {
                 return true;
             }
