@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use msb_fuzz::Input;
+use msb_fuzz::fuse::operation::*;
 use msb_fuzz::fuse::{self, BATCH_FORGET, FORGET, IN_HEADER, OUT_HEADER};
 use msb_vmm::devices::virtio::fs::is_request;
 use msb_volume::{Access, Export, own_descriptors, serve};
@@ -29,35 +30,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Requests of one guest.
 const MAX_STEPS: usize = 200;
 const ROOT: u64 = 1;
-
-// Operations of linux/fuse.h.
-const LOOKUP: u32 = 1;
-const GETATTR: u32 = 3;
-const SETATTR: u32 = 4;
-const READLINK: u32 = 5;
-const SYMLINK: u32 = 6;
-const MKNOD: u32 = 8;
-const MKDIR: u32 = 9;
-const UNLINK: u32 = 10;
-const RMDIR: u32 = 11;
-const RENAME: u32 = 12;
-const LINK: u32 = 13;
-const OPEN: u32 = 14;
-const READ: u32 = 15;
-const WRITE: u32 = 16;
-const STATFS: u32 = 17;
-const RELEASE: u32 = 18;
-const FSYNC: u32 = 20;
-const INIT: u32 = 26;
-const OPENDIR: u32 = 27;
-const READDIR: u32 = 28;
-const RELEASEDIR: u32 = 29;
-const FSYNCDIR: u32 = 30;
-const CREATE: u32 = 35;
-const DESTROY: u32 = 38;
-const FALLOCATE: u32 = 43;
-const RENAME2: u32 = 45;
-const LSEEK: u32 = 46;
 
 /// Those that find and open files are chosen most.
 const OPERATIONS: &[u32] = &[

@@ -10,7 +10,7 @@ use seccompiler::SeccompCmpOp;
 
 use super::cgroup::Limits;
 use super::seccomp::{self, ABSENT, RUNTIME};
-use super::{Always, Isolation, JailError, Layer, Layers, landlock, privileges, root, user};
+use super::{Isolation, JailError, Layer, Layers, landlock, privileges, root, user};
 
 /// The name of a volume that is a file, in the directory that is served then.
 pub const FILE_NAME: &str = "file";
@@ -102,14 +102,7 @@ pub fn enter(confinement: &ServerConfinement, in_namespaces: bool) -> Result<(La
     }
     privileges::drop_all()?;
     let landlock = landlock::allow_only_below(served.as_fd(), *writable)?;
-    let layers = Layers {
-        namespaces: in_namespaces,
-        landlock,
-        privileges: Always,
-        seccomp: Always,
-        user: rustix::process::geteuid().as_raw(),
-        limits: confinement.limits,
-    };
+    let layers = Layers::of_process(in_namespaces, landlock, confinement.limits);
     let missing = layers.missing();
     if confinement.isolation == Isolation::Strict && !missing.is_empty() {
         return Err(match missing.as_slice() {

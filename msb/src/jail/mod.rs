@@ -73,6 +73,18 @@ impl From<bool> for Always {
 }
 
 impl Layers {
+    /// Those of this process, once it has its user and Landlock's version is known; it gets its filter next.
+    fn of_process(namespaces: bool, landlock: u8, limits: Option<Limits>) -> Self {
+        Self {
+            namespaces,
+            landlock,
+            privileges: Always,
+            seccomp: Always,
+            user: rustix::process::geteuid().as_raw(),
+            limits,
+        }
+    }
+
     /// The layers that are missing.
     pub fn missing(&self) -> Vec<Layer> {
         let layers = [
@@ -187,14 +199,7 @@ pub fn enter(confinement: &Confinement, in_namespaces: bool) -> Result<(Layers, 
         user::become_user(user, user);
     }
     privileges::drop_all()?;
-    let layers = Layers {
-        namespaces: in_namespaces,
-        landlock: landlock::forbid_files()?,
-        privileges: Always,
-        seccomp: Always,
-        user: rustix::process::geteuid().as_raw(),
-        limits: confinement.limits,
-    };
+    let layers = Layers::of_process(in_namespaces, landlock::forbid_files()?, confinement.limits);
     let missing = layers.missing();
     if confinement.isolation == Isolation::Strict && !missing.is_empty() {
         return Err(JailError::Missing(missing));

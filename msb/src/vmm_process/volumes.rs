@@ -53,10 +53,22 @@ pub(super) struct Volumes {
 
 #[derive(Debug)]
 struct Server {
-    pid: Pid,
     record: VolumeServer,
     /// Until the VM has it.
     device: Option<FileSystemConfig>,
+    _process: Process,
+}
+
+/// A child, which ends with this.
+#[derive(Debug)]
+struct Process(Pid);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // A child that was not waited for yet has its number to itself.
+        let _ = kill_process(self.0, Signal::KILL);
+        let _ = waitpid(Some(self.0), WaitOptions::empty());
+    }
 }
 
 impl Volumes {
@@ -128,46 +140,27 @@ impl Server {
             .map_err(|errno| start(errno.into()))?;
         let (word, say) = UnixStream::pair().map_err(start)?;
         // SAFETY: the caller's promise.
-        let pid = match unsafe { namespaces::fork(|child| surroundings.place(child)) }.map_err(start)? {
+        let process = match unsafe { namespaces::fork(|child| surroundings.place(child)) }.map_err(start)? {
             Forked::Child { in_namespaces } => run(confinement, &theirs, say, in_namespaces),
-            Forked::Parent(pid) => pid,
+            Forked::Parent(pid) => Process(pid),
         };
         drop((theirs, say));
-        let kill = Kill(pid);
         let layers = hear(word).map_err(|reason| VolumeError::Serve {
             path: volume.host.display().to_string(),
             reason,
         })?;
         let record = VolumeServer {
-            process: ProcessIdentity::of(pid).map_err(start)?,
+            process: ProcessIdentity::of(process.0).map_err(start)?,
             layers,
         };
-        std::mem::forget(kill);
         Ok(Self {
-            pid,
             record,
             device: Some(FileSystemConfig {
                 tag,
                 socket: Arc::new(ours),
             }),
+            _process: process,
         })
-    }
-}
-
-/// Ends a child that is not to stay.
-struct Kill(Pid);
-
-impl Drop for Kill {
-    fn drop(&mut self) {
-        // A child that was not waited for yet has its number to itself.
-        let _ = kill_process(self.0, Signal::KILL);
-        let _ = waitpid(Some(self.0), WaitOptions::empty());
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        drop(Kill(self.pid));
     }
 }
 
