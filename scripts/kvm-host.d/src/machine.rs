@@ -19,9 +19,10 @@ use crate::{Failure, failed};
 /// What is kept of the console and of QEMU's own messages.
 const CONSOLE_LIMIT: usize = 16 << 10;
 
-/// Ends a panic in an exit of QEMU, and leaves out what is slow on an emulated CPU.
+/// Ends a panic in an exit of QEMU, and leaves out what is slow on an emulated CPU: so is a program at another address each
+/// time, which QEMU translates anew at each start.
 const KERNEL_OPTIONS: &str =
-    "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check lpj=8000000 cryptomgr.notests";
+    "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check lpj=8000000 cryptomgr.notests norandmaps";
 
 /// What the machine is made of.
 #[derive(Debug)]
