@@ -40,6 +40,7 @@ pub mod events;
 pub mod identity;
 pub mod images;
 pub mod jail;
+mod log;
 pub mod pools;
 pub mod quote;
 mod report;

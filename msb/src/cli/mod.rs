@@ -50,6 +50,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
+use crate::log;
 use crate::store::Store;
 use crate::store::layout::Layout;
 use crate::timings::now_us;
@@ -254,12 +255,8 @@ fn for_each(sandboxes: &[String], mut action: impl FnMut(&str) -> Result<(), Cli
 
 /// Logging costs a start some time, so it is set up on demand only.
 fn log_if_asked() {
-    if std::env::var_os("MSB_LOG").is_some() {
-        let filter = tracing_subscriber::EnvFilter::from_env("MSB_LOG");
-        tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_writer(std::io::stderr)
-            .init();
+    if let Some(filter) = std::env::var_os(log::VARIABLE) {
+        log::to_stderr(Some(&filter.to_string_lossy()));
     }
 }
 

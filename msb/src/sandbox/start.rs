@@ -10,6 +10,7 @@ use super::Sandbox;
 use super::deadline::TimeLimit;
 use super::records::{ExitReason, ExitRecord, ReadyRecord};
 use crate::assets::{self, Assets, AssetsError};
+use crate::log;
 use crate::store::lock::RunLock;
 use crate::store::{StoreError, files};
 use crate::vmm_process::args::{Lifetime, VmmArgs};
@@ -138,7 +139,7 @@ impl Sandbox {
             tools: files.tools,
             lifetime,
             limit,
-            log: std::env::var("MSB_LOG").ok(),
+            log: std::env::var(log::VARIABLE).ok(),
             lock_fd: -1,
             status_fd: -1,
             saved: None,

@@ -45,6 +45,7 @@ use surroundings::{Surroundings, SurroundingsError};
 use volumes::{VolumeError, Volumes};
 
 use crate::identity::Identity;
+use crate::log;
 use crate::pools::PoolRef;
 use crate::report;
 use crate::sandbox::Sandbox;
@@ -96,7 +97,7 @@ pub fn run(json: &str) -> Result<(), serde_json::Error> {
         ..Timings::default()
     };
     let args: VmmArgs = serde_json::from_str(json)?;
-    log_to_stderr(args.log.as_deref());
+    log::to_stderr(args.log.as_deref());
     // All that this process makes is its user's alone, sockets included.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     rustix::thread::set_name(c"msb-vmm").unwrap_or_default();
@@ -473,17 +474,4 @@ fn log_errors(results: impl IntoIterator<Item = Result<(), StoreError>>) {
 fn new_run_id() -> String {
     // It only has to differ from the runs before: without random bytes, the time does that.
     SandboxId::random().map_or_else(|_| now_us().to_string(), |id| id.to_string())
-}
-
-/// Standard error is the VMM process's log.
-fn log_to_stderr(filter: Option<&str>) {
-    let filter = filter.and_then(|filter| tracing_subscriber::EnvFilter::try_new(filter).ok());
-    let filter = filter.unwrap_or_else(|| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(false)
-        // It would print what it could not write, and panic because that cannot be written either.
-        .log_internal_errors(false)
-        .init();
 }
