@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
+use msb_vmm::devices::register_page::RegisterPage;
 use msb_vmm::devices::virtio::device::VirtioDevice;
 use msb_vmm::devices::virtio::mmio::MmioTransport;
 use msb_vmm::memory::GuestMemory;
@@ -51,7 +52,11 @@ impl Machine {
     /// Adds a device.
     pub fn attach<D: VirtioDevice + MutEventSubscriber + Send + 'static>(&mut self, device: D) {
         let device = Arc::new(Mutex::new(device));
-        let transport = MmioTransport::new(Arc::clone(&device) as Arc<Mutex<dyn VirtioDevice>>, self.memory.clone());
+        let transport = MmioTransport::new(
+            Arc::clone(&device) as Arc<Mutex<dyn VirtioDevice>>,
+            self.memory.clone(),
+            RegisterPage::new().expect("a page"),
+        );
         self.transports.push(transport.expect("a transport"));
         self.events.add_subscriber(device as Subscriber);
     }

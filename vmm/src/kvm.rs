@@ -4,27 +4,30 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use kvm_bindings::{
-    CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MAX_CPUID_ENTRIES, KvmIrqRouting, kvm_clock_data,
-    kvm_enable_cap, kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_msi,
+    CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, KvmIrqRouting,
+    kvm_clock_data, kvm_enable_cap, kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_msi,
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
 use serde::{Deserialize, Serialize};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::arch::layout;
 use crate::devices::ioapic::{Route, Routes};
-use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
+use crate::devices::register_page::RegisterPages;
+use crate::devices::virtio::interrupt::USED_BUFFERS;
+use crate::devices::virtio::mmio::{INTERRUPT_ACK, MmioTransport, QUEUE_NOTIFY};
 use crate::memory::GuestMemory;
 
 const DEVICE: &str = "/dev/kvm";
 const API_VERSION: i32 = 12;
-const REQUIRED: [(Cap, &str); 5] = [
+const REQUIRED: [(Cap, &str); 6] = [
     (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP"),
     (Cap::Irqfd, "KVM_CAP_IRQFD"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::ReadonlyMem, "KVM_CAP_READONLY_MEM"),
     (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
 ];
 
@@ -86,6 +89,10 @@ pub(crate) struct KvmVm {
     pub(crate) tsc_deadline: bool,
     /// The model-specific registers that a guest's state consists of.
     pub(crate) msr_indices: Vec<u32>,
+    /// Counts acknowledgements of interrupts for which nobody has to do anything.
+    acknowledged: EventFd,
+    // Mapped into the guest as long as there is one.
+    registers: [RegisterPages; 2],
 }
 
 /// The clock of a VM.
@@ -116,8 +123,8 @@ pub fn open() -> Result<Kvm, KvmError> {
 }
 
 impl KvmVm {
-    /// Makes a VM whose vCPUs have local APICs, and `memory` as its memory.
-    pub(crate) fn new(kvm: &Kvm, memory: &GuestMemory) -> Result<Self, KvmError> {
+    /// Makes a VM whose vCPUs have local APICs, and `memory` as its memory, which reads `registers` in their places.
+    pub(crate) fn new(kvm: &Kvm, memory: &GuestMemory, registers: [RegisterPages; 2]) -> Result<Self, KvmError> {
         let fd = create_vm(kvm)?;
         fd.set_identity_map_address(layout::KVM_IDENTITY_MAP)
             .doing("set the identity map")?;
@@ -139,6 +146,11 @@ impl KvmVm {
                 .doing("list the CPU's registers")?
                 .as_slice()
                 .to_vec(),
+            acknowledged: EventFd::new(EFD_NONBLOCK).map_err(|source| KvmError::Call {
+                doing: "count acknowledgements",
+                source,
+            })?,
+            registers,
         };
         vm.map(memory)?;
         Ok(vm)
@@ -162,33 +174,45 @@ impl KvmVm {
     }
 
     fn map(&self, memory: &GuestMemory) -> Result<(), KvmError> {
-        for (slot, region) in (0..).zip(memory.iter()) {
-            let slot = kvm_userspace_memory_region {
-                slot,
-                flags: 0,
-                guest_phys_addr: region.start_addr().0,
-                memory_size: region.len(),
-                userspace_addr: region.as_ptr() as u64,
-            };
-            // SAFETY: the region stays mapped beyond the life of every vCPU: the VM keeps its `Mappings` until its
-            // threads are gone.
-            unsafe { self.fd.set_user_memory_region(slot) }.doing("map guest memory")?;
+        let memory = memory.iter().map(|region| kvm_userspace_memory_region {
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+            ..Default::default()
+        });
+        let registers = self.registers.iter().map(|pages| {
+            let (start, len) = pages.range();
+            kvm_userspace_memory_region {
+                flags: KVM_MEM_READONLY,
+                guest_phys_addr: pages.address,
+                memory_size: len as u64,
+                userspace_addr: start as u64,
+                ..Default::default()
+            }
+        });
+        for (slot, region) in (0..).zip(memory.chain(registers)) {
+            let region = kvm_userspace_memory_region { slot, ..region };
+            // SAFETY: what is mapped stays so beyond the life of every vCPU: the VM keeps its `Mappings` until its threads
+            // are gone, and the bus, which the thread of each vCPU has, the pages of the registers.
+            unsafe { self.fd.set_user_memory_region(region) }.doing("map guest memory")?;
         }
         Ok(())
     }
 
-    /// Connects a device's interrupt and queue notifications, so that neither leaves the kernel.
+    /// Connects a device's interrupt, its acknowledgement and queue notifications, so that none leaves the kernel.
     pub(crate) fn connect(&self, device: &MmioTransport, index: usize) -> Result<(), KvmError> {
-        let index = u32::try_from(index).expect("at most MAX_VIRTIO_DEVICES");
-        self.connect_interrupt(device.interrupt().line(), layout::FIRST_VIRTIO_IRQ + index)?;
-        let window = layout::VIRTIO_MMIO + u64::from(index) * layout::VIRTIO_MMIO_SIZE;
+        self.connect_interrupt(device.interrupt().line(), layout::virtio_irq(index))?;
+        let window = layout::virtio_window(index);
         let notify = IoEventAddress::Mmio(window + QUEUE_NOTIFY);
         for (queue, kick) in (0u32..).zip(device.kicks()) {
             self.fd
                 .register_ioevent(kick, &notify, queue)
                 .doing("register a queue notification")?;
         }
-        Ok(())
+        let acknowledge = IoEventAddress::Mmio(window + INTERRUPT_ACK);
+        self.fd
+            .register_ioevent(&self.acknowledged, &acknowledge, USED_BUFFERS)
+            .doing("register the acknowledgement of an interrupt")
     }
 
     /// Turns writes to the eventfd `line` into the interrupt `irq`.

@@ -21,7 +21,7 @@ use crate::vcpu::VcpuState;
 
 const MAGIC: [u8; 8] = *b"MSBSNAP\n";
 /// Changes with everything that a reader of another version would take for something else.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const HEADER: usize = 48;
 /// The longest contents, in bytes: a vCPU takes some 30 KiB, and there are at most 64.
 const MAX_LENGTH: usize = 16 << 20;

@@ -12,6 +12,7 @@ use crate::devices::bus::Bus;
 use crate::devices::console::ConsoleWriter;
 use crate::devices::ioapic::{Ioapic, Routes};
 use crate::devices::legacy::LegacyPorts;
+use crate::devices::register_page::RegisterPages;
 use crate::devices::virtio::block::BlockError;
 use crate::devices::virtio::fs::FsError;
 use crate::devices::virtio::mmio::RestoreError;
@@ -422,18 +423,28 @@ impl Frame {
             Console::Stream(_) => cannot_open(Path::new("the console's stream")),
         })?;
         let supervisor = Arc::new(Supervisor::new(console.tail()));
-        let kvm = Arc::new(KvmVm::new(&kvm::open()?, memory)?);
+        let pages = |address, windows| {
+            RegisterPages::new(address, windows).map_err(|source| BuildError::Host {
+                doing: "map the registers of devices",
+                source,
+            })
+        };
+        let virtio_pages = pages(layout::VIRTIO_MMIO, attach::count(config)?)?;
+        let ioapic_pages = pages(layout::IOAPIC.into(), 1)?;
+        let registers = [virtio_pages.clone(), ioapic_pages.clone()];
+        let kvm = Arc::new(KvmVm::new(&kvm::open()?, memory, registers)?);
         let ports = ports(console).map_err(|source| BuildError::Host {
             doing: "make the serial port",
             source,
         })?;
         kvm.connect_interrupt(ports.serial_line(), layout::SERIAL_IRQ)?;
-        let AttachedDevices { transports, loops } = attach::attach_all(config, memory)?;
+        let AttachedDevices { transports, loops } = attach::attach_all(config, memory, &virtio_pages)?;
         for (index, transport) in transports.iter().enumerate() {
             kvm.connect(transport, index)?;
         }
         let lines = layout::irq_lines(transports.len());
-        let ioapic = Ioapic::new(lines, Arc::clone(&kvm) as Arc<dyn Routes>);
+        let page = ioapic_pages.page(0).expect("there is one");
+        let ioapic = Ioapic::new(lines, Arc::clone(&kvm) as Arc<dyn Routes>, page);
         Ok(Self {
             kvm,
             supervisor,
@@ -461,9 +472,8 @@ fn cmdline(extra: &str, virtio_devices: usize) -> String {
         String::from("console=ttyS0 quiet reboot=k panic=-1 no_timer_check tsc=reliable random.trust_cpu=on");
     // Free pages are reported by huge pages of the host, which serve a guest best while they are whole.
     line.push_str(" page_reporting.page_reporting_order=9");
-    for index in (0u32..).take(virtio_devices) {
-        let address = layout::VIRTIO_MMIO + u64::from(index) * layout::VIRTIO_MMIO_SIZE;
-        let irq = layout::FIRST_VIRTIO_IRQ + index;
+    for index in 0..virtio_devices {
+        let (address, irq) = (layout::virtio_window(index), layout::virtio_irq(index));
         line.push_str(&format!(" virtio_mmio.device=4K@{address:#x}:{irq}"));
     }
     let extra = extra.trim();

@@ -49,17 +49,45 @@ pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 pub const IRQ_LINES: u32 = 24;
 /// Interrupt line of the first serial port.
 pub const SERIAL_IRQ: u32 = 4;
-/// Interrupt line of the first virtio device.
-pub const FIRST_VIRTIO_IRQ: u32 = 5;
-/// How many lines a machine with so many virtio devices has.
-pub fn irq_lines(virtio_devices: usize) -> u32 {
-    u32::try_from(virtio_devices).map_or(IRQ_LINES, |devices| {
-        FIRST_VIRTIO_IRQ.saturating_add(devices).min(IRQ_LINES)
-    })
+/// Lines without a virtio device: the serial port's, and 0, which Linux takes for none.
+const OTHER_LINES: usize = 2;
+
+/// The most virtio devices, one interrupt line each.
+pub const MAX_VIRTIO_DEVICES: usize = IRQ_LINES as usize - OTHER_LINES;
+
+/// Interrupt line of the virtio device with this index, below [`MAX_VIRTIO_DEVICES`]: the first that is free.
+pub fn virtio_irq(index: usize) -> u32 {
+    let line = u32::try_from(index).map_or(IRQ_LINES, |index| index.saturating_add(1));
+    if line < SERIAL_IRQ {
+        line
+    } else {
+        line.saturating_add(1)
+    }
 }
 
-/// How many virtio devices fit, one interrupt line each.
-pub const MAX_VIRTIO_DEVICES: usize = (IRQ_LINES - FIRST_VIRTIO_IRQ) as usize;
+/// How many lines a machine with so many virtio devices has.
+pub fn irq_lines(virtio_devices: usize) -> u32 {
+    let last = virtio_devices.checked_sub(1).map_or(SERIAL_IRQ, virtio_irq);
+    (last.max(SERIAL_IRQ) + 1).min(IRQ_LINES)
+}
+
+/// Where the window of the virtio device with this index, below [`MAX_VIRTIO_DEVICES`], begins.
+pub fn virtio_window(index: usize) -> u64 {
+    VIRTIO_MMIO + index as u64 * VIRTIO_MMIO_SIZE
+}
 
 /// The most vCPUs the MP table has room for in its window.
 pub const MAX_VCPUS: u8 = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_device_has_a_line_of_its_own() {
+        let mut lines: Vec<u32> = (0..MAX_VIRTIO_DEVICES).map(virtio_irq).chain([0, SERIAL_IRQ]).collect();
+        lines.sort_unstable();
+        assert_eq!(lines, (0..IRQ_LINES).collect::<Vec<_>>());
+        assert_eq!([0, 1, 3, 4, MAX_VIRTIO_DEVICES].map(irq_lines), [5, 5, 5, 6, IRQ_LINES]);
+    }
+}

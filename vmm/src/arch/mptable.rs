@@ -92,8 +92,7 @@ fn configuration_table(vcpus: u8, lines: u32) -> Vec<u8> {
     push(b"\x01\x00ISA   ");
     debug_assert_eq!(ENTRY_BUS, 1);
     push(&ioapic(ioapic_id));
-    // Those below are of a PC's own devices, of which there is none.
-    for line in first_line()..lines.min(layout::IRQ_LINES).to_le_bytes()[0] {
+    for line in 1..lines.min(layout::IRQ_LINES).to_le_bytes()[0] {
         push(&[ENTRY_IO_INTERRUPT, INTERRUPT_VECTORED, 0, 0, 0, line, ioapic_id, line]);
     }
     push(&[ENTRY_LOCAL_INTERRUPT, INTERRUPT_EXT_INT, 0, 0, 0, 0, 0, 0]);
@@ -114,10 +113,6 @@ fn configuration_table(vcpus: u8, lines: u32) -> Vec<u8> {
     header.checksum = checksum(&table);
     table[..size_of::<Header>()].copy_from_slice(header.as_slice());
     table
-}
-
-fn first_line() -> u8 {
-    layout::SERIAL_IRQ.to_le_bytes()[0]
 }
 
 fn processor(id: u8) -> [u8; 20] {

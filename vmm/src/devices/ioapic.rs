@@ -13,14 +13,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use super::register_page::{PAGE, RegisterPage};
 use crate::arch::layout;
 
 /// Bytes of the window.
-const WINDOW: u64 = 0x1000;
+const WINDOW: u64 = PAGE as u64;
 
 // Offsets in the window (82093AA, section 3.1).
-const SELECT: u64 = 0x00;
-const DATA: u64 = 0x10;
+const SELECT: u32 = 0x00;
+const DATA: u32 = 0x10;
 
 // Registers behind the window (section 3.2).
 const ID: u8 = 0;
@@ -95,6 +96,8 @@ pub struct Ioapic {
     lines: u32,
     state: Mutex<IoapicState>,
     routes: Arc<dyn Routes>,
+    /// What the guest reads.
+    page: RegisterPage,
 }
 
 impl std::fmt::Debug for Ioapic {
@@ -106,13 +109,16 @@ impl std::fmt::Debug for Ioapic {
 }
 
 impl Ioapic {
-    /// One of `lines` lines after reset, all masked.
-    pub fn new(lines: u32, routes: Arc<dyn Routes>) -> Self {
-        Self {
+    /// One of `lines` lines after reset, all masked, whose registers are in `page`.
+    pub fn new(lines: u32, routes: Arc<dyn Routes>, page: RegisterPage) -> Self {
+        let ioapic = Self {
             lines: lines.clamp(1, layout::IRQ_LINES),
             state: Mutex::default(),
             routes,
-        }
+            page,
+        };
+        ioapic.publish(&ioapic.state());
+        ioapic
     }
 
     /// What `address` is in the window, if it is in there.
@@ -121,23 +127,16 @@ impl Ioapic {
         (offset < WINDOW).then_some(offset)
     }
 
-    /// A load at `offset` of the window.
+    /// A load at `offset` of the window, where KVM does not serve it from the page.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
-        let state = self.state();
-        let value = match offset {
-            SELECT => state.select.into(),
-            DATA => state.register(self.lines),
-            _ => 0,
-        };
-        data.fill(0);
-        for (byte, value) in data.iter_mut().zip(value.to_le_bytes()) {
-            *byte = value;
-        }
+        self.page.read(offset, data);
     }
 
     /// A store at `offset` of the window; registers take words.
     pub fn write(&self, offset: u64, data: &[u8]) {
-        let Ok(value) = <[u8; 4]>::try_from(data) else { return };
+        let (Ok(offset), Ok(value)) = (u32::try_from(offset), <[u8; 4]>::try_from(data)) else {
+            return;
+        };
         let mut state = self.state();
         match offset {
             SELECT => state.select = value[0],
@@ -152,8 +151,15 @@ impl Ioapic {
                     tracing::debug!(%error, "KVM does not take a route of interrupts");
                 }
             }
-            _ => {}
+            _ => return,
         }
+        self.publish(&state);
+    }
+
+    /// Puts what may have changed where the guest reads it.
+    fn publish(&self, state: &IoapicState) {
+        self.page.set(SELECT, state.select.into());
+        self.page.set(DATA, state.register(self.lines));
     }
 
     /// What is saved of it.
@@ -169,6 +175,7 @@ impl Ioapic {
         let mut state = self.state();
         state.clone_from(saved);
         state.entries.iter_mut().for_each(|entry| *entry &= !READ_ONLY);
+        self.publish(&state);
         self.routes.set(&state.routes())
     }
 
@@ -252,18 +259,19 @@ mod tests {
 
     fn ioapic() -> (Ioapic, Arc<Told>) {
         let told = Arc::new(Told::default());
-        (Ioapic::new(9, Arc::clone(&told) as Arc<dyn Routes>), told)
+        let page = RegisterPage::new().unwrap();
+        (Ioapic::new(9, Arc::clone(&told) as Arc<dyn Routes>, page), told)
     }
 
     fn write(ioapic: &Ioapic, register: u8, value: u32) {
-        ioapic.write(SELECT, &u32::from(register).to_le_bytes());
-        ioapic.write(DATA, &value.to_le_bytes());
+        ioapic.write(SELECT.into(), &u32::from(register).to_le_bytes());
+        ioapic.write(DATA.into(), &value.to_le_bytes());
     }
 
     fn read(ioapic: &Ioapic, register: u8) -> u32 {
-        ioapic.write(SELECT, &u32::from(register).to_le_bytes());
+        ioapic.write(SELECT.into(), &u32::from(register).to_le_bytes());
         let mut data = [0; 4];
-        ioapic.read(DATA, &mut data);
+        ioapic.read(DATA.into(), &mut data);
         u32::from_le_bytes(data)
     }
 

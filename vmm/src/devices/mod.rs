@@ -6,4 +6,5 @@ pub mod console;
 pub mod console_log;
 pub mod ioapic;
 pub mod legacy;
+pub mod register_page;
 pub mod virtio;

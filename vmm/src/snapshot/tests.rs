@@ -34,7 +34,7 @@ fn each_kind_of_damage_has_its_name() {
     assert!(matches!(refusal(&edited), SnapshotError::Checksum));
     let mut newer = whole;
     newer[8] += 1;
-    assert!(matches!(refusal(&newer), SnapshotError::Version(3)));
+    assert!(matches!(refusal(&newer), SnapshotError::Version(version) if version == VERSION + 1));
 }
 
 #[test]

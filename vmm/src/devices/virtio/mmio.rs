@@ -8,6 +8,9 @@
 //! ```
 //!
 //! A write that does not fit the state is ignored: the guest can only break its own device.
+//!
+//! What the guest reads are the words of a page ([`RegisterPage`]), which each write that changes something brings up to
+//! date.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,11 +22,10 @@ use virtio_bindings::virtio_config::{
 use virtio_bindings::virtio_mmio::{
     VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_CONFIG_GENERATION, VIRTIO_MMIO_DEVICE_FEATURES, VIRTIO_MMIO_DEVICE_FEATURES_SEL,
     VIRTIO_MMIO_DEVICE_ID, VIRTIO_MMIO_DRIVER_FEATURES, VIRTIO_MMIO_DRIVER_FEATURES_SEL, VIRTIO_MMIO_INTERRUPT_ACK,
-    VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_MAGIC_VALUE, VIRTIO_MMIO_QUEUE_AVAIL_HIGH, VIRTIO_MMIO_QUEUE_AVAIL_LOW,
-    VIRTIO_MMIO_QUEUE_DESC_HIGH, VIRTIO_MMIO_QUEUE_DESC_LOW, VIRTIO_MMIO_QUEUE_NOTIFY, VIRTIO_MMIO_QUEUE_NUM,
-    VIRTIO_MMIO_QUEUE_NUM_MAX, VIRTIO_MMIO_QUEUE_READY, VIRTIO_MMIO_QUEUE_SEL, VIRTIO_MMIO_QUEUE_USED_HIGH,
-    VIRTIO_MMIO_QUEUE_USED_LOW, VIRTIO_MMIO_SHM_LEN_HIGH, VIRTIO_MMIO_SHM_LEN_LOW, VIRTIO_MMIO_STATUS,
-    VIRTIO_MMIO_VENDOR_ID, VIRTIO_MMIO_VERSION,
+    VIRTIO_MMIO_MAGIC_VALUE, VIRTIO_MMIO_QUEUE_AVAIL_HIGH, VIRTIO_MMIO_QUEUE_AVAIL_LOW, VIRTIO_MMIO_QUEUE_DESC_HIGH,
+    VIRTIO_MMIO_QUEUE_DESC_LOW, VIRTIO_MMIO_QUEUE_NOTIFY, VIRTIO_MMIO_QUEUE_NUM, VIRTIO_MMIO_QUEUE_NUM_MAX,
+    VIRTIO_MMIO_QUEUE_READY, VIRTIO_MMIO_QUEUE_SEL, VIRTIO_MMIO_QUEUE_USED_HIGH, VIRTIO_MMIO_QUEUE_USED_LOW,
+    VIRTIO_MMIO_SHM_LEN_HIGH, VIRTIO_MMIO_SHM_LEN_LOW, VIRTIO_MMIO_STATUS, VIRTIO_MMIO_VENDOR_ID, VIRTIO_MMIO_VERSION,
 };
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueT};
@@ -31,6 +33,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::device::{ActivateError, Activation, ActiveQueue, VirtioDevice};
 use super::interrupt::Interrupt;
+use crate::arch::layout;
+use crate::devices::register_page::{self, RegisterPage};
 use crate::memory::GuestMemory;
 
 pub(crate) use state::{RestoreError, TransportState};
@@ -44,7 +48,10 @@ const VERSION: u32 = 2;
 const VENDOR: u32 = 0x0062_736d;
 /// Where the driver writes the index of a queue that has new buffers.
 pub const QUEUE_NOTIFY: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
+/// Where the driver acknowledges an interrupt.
+pub(crate) const INTERRUPT_ACK: u64 = VIRTIO_MMIO_INTERRUPT_ACK as u64;
 const CONFIG_SPACE: u64 = VIRTIO_MMIO_CONFIG as u64;
+const _: () = assert!(register_page::PAGE as u64 == layout::VIRTIO_MMIO_SIZE);
 
 /// The driver's steps, in the order in which it must take them.
 const STEPS: [u32; 4] = [
@@ -58,6 +65,9 @@ const STEPS: [u32; 4] = [
 pub struct MmioTransport {
     device: Arc<Mutex<dyn VirtioDevice>>,
     memory: GuestMemory,
+    page: RegisterPage,
+    /// The device's features and the transport's own.
+    offered: u64,
     interrupt: Arc<Interrupt>,
     kicks: Vec<EventFd>,
     registers: Mutex<Registers>,
@@ -84,20 +94,39 @@ struct Registers {
 }
 
 impl MmioTransport {
-    /// A window in front of `device`, after reset.
+    /// A window in front of `device`, after reset, whose registers are in `page`.
     ///
     /// # Errors
     /// When the host is out of file descriptors, or the device asks for a queue size that is no power of two.
-    pub fn new(device: Arc<Mutex<dyn VirtioDevice>>, memory: GuestMemory) -> io::Result<Self> {
-        let queues = fresh_queues(&*device.lock().unwrap_or_else(PoisonError::into_inner))?;
+    pub fn new(device: Arc<Mutex<dyn VirtioDevice>>, memory: GuestMemory, page: RegisterPage) -> io::Result<Self> {
+        let (queues, offered, device_type) = {
+            let device = device.lock().unwrap_or_else(PoisonError::into_inner);
+            let offered = device.offered_features() | 1 << VIRTIO_F_VERSION_1;
+            (fresh_queues(&*device)?, offered, device.device_type())
+        };
         let kicks = queues
             .iter()
             .map(|_| EventFd::new(EFD_NONBLOCK))
             .collect::<io::Result<_>>()?;
-        Ok(Self {
+        for (register, value) in [
+            (VIRTIO_MMIO_MAGIC_VALUE, MAGIC),
+            (VIRTIO_MMIO_VERSION, VERSION),
+            (VIRTIO_MMIO_DEVICE_ID, device_type),
+            (VIRTIO_MMIO_VENDOR_ID, VENDOR),
+            // No device of ours changes its configuration behind the driver's back.
+            (VIRTIO_MMIO_CONFIG_GENERATION, 0),
+            // A length of all ones says: no such shared memory region.
+            (VIRTIO_MMIO_SHM_LEN_LOW, u32::MAX),
+            (VIRTIO_MMIO_SHM_LEN_HIGH, u32::MAX),
+        ] {
+            page.set(register, value);
+        }
+        let transport = Self {
             device,
             memory,
-            interrupt: Arc::new(Interrupt::new()?),
+            interrupt: Arc::new(Interrupt::new(page.clone())?),
+            page,
+            offered,
             kicks,
             registers: Mutex::new(Registers {
                 status: 0,
@@ -108,7 +137,10 @@ impl MmioTransport {
                 queues,
                 complained: false,
             }),
-        })
+        };
+        transport.publish(&transport.registers());
+        transport.publish_config();
+        Ok(transport)
     }
 
     /// The eventfds to which KVM turns writes of a queue's index to [`QUEUE_NOTIFY`], in queue order.
@@ -121,14 +153,9 @@ impl MmioTransport {
         &self.interrupt
     }
 
-    /// A load of `data.len()` bytes at `offset` of the window.
+    /// A load of `data.len()` bytes at `offset` of the window, where KVM does not serve it from the page.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        if let Some(offset) = offset.checked_sub(CONFIG_SPACE) {
-            self.device().read_config(offset, data);
-        } else if let Ok(word) = <&mut [u8; 4]>::try_from(data) {
-            *word = self.read_register(offset).to_le_bytes();
-        }
+        self.page.read(offset, data);
     }
 
     /// A store of `data` at `offset` of the window.
@@ -136,48 +163,54 @@ impl MmioTransport {
         if let Some(offset) = offset.checked_sub(CONFIG_SPACE) {
             if self.registers().has(VIRTIO_CONFIG_S_DRIVER) {
                 self.device().write_config(offset, data);
+                self.publish_config();
             }
         } else if let Ok(word) = <[u8; 4]>::try_from(data) {
             self.write_register(offset, u32::from_le_bytes(word));
         }
     }
 
-    fn read_register(&self, offset: u64) -> u32 {
-        let Ok(register) = u32::try_from(offset) else { return 0 };
-        match register {
-            // On the interrupt path: neither lock is taken.
-            VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt.status(),
-            VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
-            VIRTIO_MMIO_VERSION => VERSION,
-            VIRTIO_MMIO_DEVICE_ID => self.device().device_type(),
-            VIRTIO_MMIO_VENDOR_ID => VENDOR,
-            VIRTIO_MMIO_DEVICE_FEATURES => {
-                let select = self.registers().device_features_sel;
-                half(self.offered_features(), select)
-            }
-            VIRTIO_MMIO_QUEUE_NUM_MAX => self.registers().selected().map_or(0, |queue| queue.max_size().into()),
-            VIRTIO_MMIO_QUEUE_READY => self.registers().selected().map_or(0, |queue| queue.ready().into()),
-            VIRTIO_MMIO_STATUS => self.registers().status,
-            // No device of ours changes its configuration behind the driver's back.
-            VIRTIO_MMIO_CONFIG_GENERATION => 0,
-            // A length of all ones says: no such shared memory region.
-            VIRTIO_MMIO_SHM_LEN_LOW | VIRTIO_MMIO_SHM_LEN_HIGH => u32::MAX,
-            _ => 0,
-        }
-    }
-
     fn write_register(&self, offset: u64, value: u32) {
         let Ok(register) = u32::try_from(offset) else { return };
         match register {
+            // While the device works: no lock is taken.
             VIRTIO_MMIO_INTERRUPT_ACK => self.interrupt.acknowledge(value),
             VIRTIO_MMIO_QUEUE_NOTIFY => self.notify(value),
             VIRTIO_MMIO_STATUS => self.write_status(value),
-            VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.registers().device_features_sel = value,
-            VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.registers().driver_features_sel = value,
-            VIRTIO_MMIO_DRIVER_FEATURES => self.registers().write_driver_features(value),
-            VIRTIO_MMIO_QUEUE_SEL => self.registers().queue_sel = value,
-            _ => self.registers().write_queue(register, value),
+            _ => {
+                let mut registers = self.registers();
+                registers.write(register, value);
+                self.publish(&registers);
+            }
         }
+    }
+
+    /// Puts the registers that others select or change where the guest reads them.
+    fn publish(&self, registers: &Registers) {
+        let queue = registers.selected();
+        for (register, value) in [
+            (
+                VIRTIO_MMIO_DEVICE_FEATURES,
+                half(self.offered, registers.device_features_sel),
+            ),
+            (
+                VIRTIO_MMIO_QUEUE_NUM_MAX,
+                queue.map_or(0, |queue| queue.max_size().into()),
+            ),
+            (VIRTIO_MMIO_QUEUE_READY, queue.map_or(0, |queue| queue.ready().into())),
+            (VIRTIO_MMIO_STATUS, registers.status),
+        ] {
+            self.page.set(register, value);
+        }
+    }
+
+    /// Puts the device's configuration where the guest reads it.
+    fn publish_config(&self) {
+        let mut space = [0; register_page::PAGE - VIRTIO_MMIO_CONFIG as usize];
+        // Locked until it is there, so that the last change is the last to be published.
+        let device = self.device();
+        device.read_config(0, &mut space);
+        self.page.write(CONFIG_SPACE, &space);
     }
 
     /// A notification that came as an exit: KVM takes those with a known queue index before.
@@ -190,31 +223,44 @@ impl MmioTransport {
 
     fn write_status(&self, value: u32) {
         let mut registers = self.registers();
+        let mut failed = false;
         if value == 0 {
             self.reset(&mut registers);
-            return;
-        }
-        if value & VIRTIO_CONFIG_S_FAILED != 0 {
+        } else if value & VIRTIO_CONFIG_S_FAILED != 0 {
             registers.status |= VIRTIO_CONFIG_S_FAILED;
-            return;
+        } else {
+            failed = self.take_step(&mut registers, value).is_err();
         }
+        self.publish(&registers);
+        drop(registers);
+        if failed {
+            self.interrupt.signal_config_change();
+        }
+    }
+
+    /// Takes the step that `value` asks for, if it is the next.
+    ///
+    /// # Errors
+    /// When the device could not start: it needs a reset now.
+    fn take_step(&self, registers: &mut Registers, value: u32) -> Result<(), ActivateError> {
         let before = registers.status & !VIRTIO_CONFIG_S_NEEDS_RESET;
-        let Some(step) = next_step(before, value) else { return };
+        let Some(step) = next_step(before, value) else {
+            return Ok(());
+        };
         if step == VIRTIO_CONFIG_S_FEATURES_OK && !self.accepts(registers.driver_features) {
-            return;
+            return Ok(());
         }
         registers.status |= step;
-        if step == VIRTIO_CONFIG_S_DRIVER_OK
-            && let Err(error) = self.activate(&registers)
-        {
+        if step != VIRTIO_CONFIG_S_DRIVER_OK {
+            return Ok(());
+        }
+        self.activate(registers).inspect_err(|error| {
             // Once: the guest can repeat it as often as it likes.
             if !std::mem::replace(&mut registers.complained, true) {
                 tracing::warn!(%error, "a virtio device could not start");
             }
             registers.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
-            drop(registers);
-            self.interrupt.signal_config_change();
-        }
+        })
     }
 
     fn activate(&self, registers: &Registers) -> Result<(), ActivateError> {
@@ -261,14 +307,11 @@ impl MmioTransport {
         registers.driver_features = 0;
         registers.queue_sel = 0;
         registers.queues.iter_mut().for_each(QueueT::reset);
-    }
-
-    fn offered_features(&self) -> u64 {
-        self.device().offered_features() | (1 << VIRTIO_F_VERSION_1)
+        self.publish_config();
     }
 
     fn accepts(&self, driver_features: u64) -> bool {
-        driver_features & !self.offered_features() == 0 && driver_features & (1 << VIRTIO_F_VERSION_1) != 0
+        driver_features & !self.offered == 0 && driver_features & (1 << VIRTIO_F_VERSION_1) != 0
     }
 
     fn registers(&self) -> MutexGuard<'_, Registers> {
@@ -287,6 +330,17 @@ impl Registers {
 
     fn selected(&self) -> Option<&Queue> {
         self.queues.get(usize::try_from(self.queue_sel).ok()?)
+    }
+
+    /// A store to a register that only remembers something.
+    fn write(&mut self, register: u32, value: u32) {
+        match register {
+            VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.device_features_sel = value,
+            VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.driver_features_sel = value,
+            VIRTIO_MMIO_DRIVER_FEATURES => self.write_driver_features(value),
+            VIRTIO_MMIO_QUEUE_SEL => self.queue_sel = value,
+            _ => self.write_queue(register, value),
+        }
     }
 
     fn write_driver_features(&mut self, value: u32) {

@@ -77,6 +77,7 @@ mod tests {
     use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
     use super::*;
+    use crate::devices::register_page::RegisterPage;
 
     /// Where the available ring has its index, behind its flags.
     const INDEX_OFFSET: u64 = 2;
@@ -97,7 +98,7 @@ mod tests {
             kick: EventFd::new(EFD_NONBLOCK).unwrap(),
         };
         let mut available = 1u16;
-        let interrupt = Interrupt::new().unwrap();
+        let interrupt = Interrupt::new(RegisterPage::new().unwrap()).unwrap();
         for _ in 0..2 {
             let before = available;
             serve(&mut active, &memory, &interrupt, |_| {
@@ -124,9 +125,12 @@ mod tests {
                 queue,
                 kick: EventFd::new(EFD_NONBLOCK).unwrap(),
             };
-            serve(&mut active, &memory, &Interrupt::new().unwrap(), |_| {
-                panic!("there is no chain")
-            });
+            serve(
+                &mut active,
+                &memory,
+                &Interrupt::new(RegisterPage::new().unwrap()).unwrap(),
+                |_| panic!("there is no chain"),
+            );
         }
     }
 }

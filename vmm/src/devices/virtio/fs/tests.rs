@@ -12,6 +12,7 @@ use vm_memory::{Bytes as _, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
+use crate::devices::register_page::RegisterPage;
 
 const REQUESTS: u64 = 0x10_0000;
 const ANSWERS: u64 = 0x20_0000;
@@ -53,7 +54,7 @@ impl<'a> Bench<'a> {
         device
             .activate(Activation {
                 memory: memory.clone(),
-                interrupt: Arc::new(Interrupt::new().unwrap()),
+                interrupt: Arc::new(Interrupt::new(RegisterPage::new().unwrap()).unwrap()),
                 queues: vec![
                     active(&urgent, EventFd::new(EFD_NONBLOCK).unwrap()),
                     active(&queue, kick.try_clone().unwrap()),

@@ -127,6 +127,8 @@ impl MmioTransport {
             complained: false,
         };
         self.interrupt.restore(state.interrupt_status);
+        self.publish(&registers);
+        self.publish_config();
         if registers.has(VIRTIO_CONFIG_S_DRIVER_OK) && !registers.has(VIRTIO_CONFIG_S_NEEDS_RESET) {
             self.activate(&registers)?;
             self.device().was_restored();

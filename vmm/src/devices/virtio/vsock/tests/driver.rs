@@ -10,6 +10,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::super::header::{HEADER_SIZE, Header};
+use crate::devices::register_page::RegisterPage;
 use crate::devices::virtio::device::{Activation, ActiveQueue};
 use crate::devices::virtio::interrupt::Interrupt;
 use crate::memory::GuestMemory;
@@ -134,7 +135,7 @@ impl Driver {
             rx: Ring::new(&memory, 0x1_0000),
             tx: Ring::new(&memory, 0x2_0000),
             event: Ring::new(&memory, 0x3_0000),
-            interrupt: Arc::new(Interrupt::new().unwrap()),
+            interrupt: Arc::new(Interrupt::new(RegisterPage::new().unwrap()).unwrap()),
             memory,
             free_tx: (0..SIZE / 4).map(|slot| slot * 4).collect(),
         }
