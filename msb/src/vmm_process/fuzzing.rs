@@ -67,7 +67,7 @@ struct World {
 impl World {
     fn step(&mut self, step: u8, program: &mut impl Iterator<Item = u8>, path: &Path) {
         match step % 8 {
-            0 => self.client = UnixStream::connect(path).ok(),
+            0 => self.connect(path),
             1 => self.client = None,
             2 => {
                 let count = program.next().unwrap_or(0) % 16;
@@ -82,6 +82,14 @@ impl World {
             }
             _ => self.send(program.next().unwrap_or(0)),
         }
+    }
+
+    /// A client that does not wait: nobody takes what it sends while the machine is at work.
+    fn connect(&mut self, path: &Path) {
+        let client = UnixStream::connect(path);
+        self.client = client
+            .and_then(|client| client.set_nonblocking(true).map(|()| client))
+            .ok();
     }
 
     fn write(&mut self, bytes: &[u8]) {
