@@ -1,4 +1,4 @@
-//! The files that belong to msb itself: the guest kernel, the built-in image, and the program that runs a VMM.
+//! The files that belong to msb itself: its programs, the guest kernel and the built-in image.
 
 use std::env;
 use std::io;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// What Linux calls the running program when its file was replaced.
 const REPLACED: &str = "msb (deleted)";
 
-/// The guest kernel and the built-in image with its tools.
+/// The guest kernel, the built-in image with its tools, and who runs a VMM with them.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Assets {
     /// An uncompressed ELF kernel.
@@ -16,6 +16,8 @@ pub struct Assets {
     pub initramfs: PathBuf,
     /// Programs of the image that are read only when they run: a read-only EROFS disk.
     pub tools: PathBuf,
+    /// The program of a sandbox's VMM. It has nothing of msb that a running VM does not need.
+    pub vmm: PathBuf,
 }
 
 /// Why a file of msb cannot be found.
@@ -23,14 +25,14 @@ pub struct Assets {
 pub enum AssetsError {
     /// The path of the running program is unknown.
     #[error(
-        "cannot find out where msb itself is; set MSB_LIB to the directory with vmlinux, initramfs.cpio and tools.erofs"
+        "cannot find out where msb itself is; set MSB_LIB to the directory with msb-vmm, vmlinux, initramfs.cpio and tools.erofs"
     )]
     OwnPath(#[source] io::Error),
     /// A file is not where it belongs.
     #[error("{} is missing; build it with `scripts/build`, or set MSB_LIB to the directory that has it", .0.display())]
     Missing(PathBuf),
-    /// There is no msb to run a VMM with.
-    #[error("there is no program 'msb' on the PATH to run the VMM with; install it or set MSB_PROGRAM to its path")]
+    /// There is no msb.
+    #[error("there is no program 'msb' on the PATH; install it or set MSB_PROGRAM to its path")]
     NoProgram,
 }
 
@@ -57,7 +59,8 @@ impl Assets {
         let kernel = kernel.map_or_else(|| directory.join("vmlinux"), Path::to_owned);
         let initramfs = directory.join("initramfs.cpio");
         let tools = directory.join("tools.erofs");
-        for file in [&kernel, &initramfs, &tools] {
+        let vmm = directory.join("msb-vmm");
+        for file in [&kernel, &initramfs, &tools, &vmm] {
             if !file.is_file() {
                 return Err(AssetsError::Missing(file.clone()));
             }
@@ -66,16 +69,17 @@ impl Assets {
             kernel,
             initramfs,
             tools,
+            vmm,
         })
     }
 }
 
-/// The program to execute as VMM: this very one if it is msb, however its file was replaced meanwhile; else, for other
-/// Rust programs, `$MSB_PROGRAM` or the msb on the PATH.
+/// The program to execute as msb: this very one if it is, however its file was replaced meanwhile; else, for other Rust
+/// programs, `$MSB_PROGRAM` or the msb on the PATH.
 ///
 /// # Errors
 /// When there is none.
-pub fn vmm_program() -> Result<PathBuf, AssetsError> {
+pub fn msb_program() -> Result<PathBuf, AssetsError> {
     if let Some(program) = env::var_os("MSB_PROGRAM").filter(|value| !value.is_empty()) {
         return Ok(program.into());
     }

@@ -298,7 +298,7 @@ impl Pool {
 
     fn fill_in_background(&self) -> Result<(), PoolError> {
         let arguments = ["pool", "fill", "--background", self.name.as_str()];
-        let program = assets::vmm_program()?;
+        let program = assets::msb_program()?;
         Ok(spawn::spawn_detached(
             &program,
             &arguments,

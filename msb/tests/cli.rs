@@ -2,7 +2,7 @@
 
 mod machine;
 
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use machine::Machine;
 use msb::Store;
@@ -24,6 +24,7 @@ impl Machine {
         std::fs::write(lib.join("vmlinux"), kernel).unwrap();
         std::fs::write(lib.join("initramfs.cpio"), b"").unwrap();
         std::fs::write(lib.join("tools.erofs"), b"").unwrap();
+        std::fs::copy(env!("CARGO_BIN_EXE_msb-vmm"), lib.join("msb-vmm")).unwrap();
         self
     }
 
@@ -62,8 +63,15 @@ fn wrong_usage_is_one_line_and_status_125() {
         &["--memroy", "msb run --help"],
     );
     assert_refused(&machine.msb(&["exec", "box"]), &["COMMAND", "msb exec --help"]);
-    assert_refused(&machine.msb(&["__vmm", "{}"]), &["VMM process"]);
     assert!(!machine.path("home").exists());
+}
+
+#[test]
+fn a_vmm_that_nobody_asked_for_says_who_starts_it() {
+    let output = Command::new(env!("CARGO_BIN_EXE_msb-vmm")).arg("{}").output().unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.starts_with("msb-vmm: only msb starts this program"), "{stderr}");
 }
 
 #[test]

@@ -44,7 +44,6 @@ mod view;
 mod wait;
 mod watch;
 
-use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -54,8 +53,7 @@ use crate::log;
 use crate::store::Store;
 use crate::store::layout::Layout;
 use crate::timings::now_us;
-use crate::vmm_process;
-use error::{CliError, OWN_ERROR, cannot};
+use error::{CliError, cannot};
 
 /// MicroVM sandboxes on KVM that stock ssh reaches with no network port
 #[derive(Debug, Parser)]
@@ -119,10 +117,6 @@ struct Context {
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let began_us = now_us();
-    let mut arguments = std::env::args_os();
-    if arguments.nth(1).is_some_and(|verb| verb == vmm_process::args::VERB) {
-        return run_vmm_process(arguments.next());
-    }
     log_if_asked();
     match parse().and_then(|verb| dispatch(verb, began_us)) {
         Ok(status) => ExitCode::from(status),
@@ -131,17 +125,6 @@ pub fn main() -> ExitCode {
                 eprintln!("msb: {}", error.message);
             }
             ExitCode::from(error.status)
-        }
-    }
-}
-
-fn run_vmm_process(json: Option<OsString>) -> ExitCode {
-    let json = json.and_then(|json| json.into_string().ok()).unwrap_or_default();
-    match vmm_process::run(&json) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("msb: cannot run as a VMM process, which only msb itself starts: {error}");
-            ExitCode::from(OWN_ERROR)
         }
     }
 }

@@ -9,7 +9,7 @@ use tokio::net::UnixStream;
 use super::Sandbox;
 use super::deadline::TimeLimit;
 use super::records::{ExitReason, ExitRecord, ReadyRecord};
-use crate::assets::{self, Assets, AssetsError};
+use crate::assets::{Assets, AssetsError};
 use crate::log;
 use crate::store::lock::RunLock;
 use crate::store::{StoreError, files};
@@ -144,7 +144,7 @@ impl Sandbox {
             status_fd: -1,
             saved: None,
         };
-        let status = spawn::spawn(&assets::vmm_program()?, args, lock, saved, &self.dir().vmm_log())?;
+        let status = spawn::spawn(&files.vmm, args, lock, saved, &self.dir().vmm_log())?;
         StartedSandbox::heard_on(self.clone(), status)
     }
 }

@@ -9,10 +9,7 @@ use crate::sandbox::deadline::TimeLimit;
 use crate::store::layout::Layout;
 use crate::store::names::SandboxId;
 
-/// The first argument of a msb that is to be a VMM process.
-pub const VERB: &str = "__vmm";
-
-/// The second argument, as JSON.
+/// The argument, as JSON.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct VmmArgs {
     /// `$MSB_HOME`.

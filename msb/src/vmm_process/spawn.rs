@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::args::{self, SavedFds, VmmArgs};
+use super::args::{SavedFds, VmmArgs};
 use crate::store::files::{self, FileError};
 use crate::store::layout::Layout;
 use crate::store::lock::RunLock;
@@ -69,7 +69,7 @@ pub fn spawn(
     let json = serde_json::to_string(&args).map_err(SpawnError::Arguments)?;
 
     let mut command = Command::new(program);
-    command.arg0("msb").arg(args::VERB).arg(json);
+    command.arg(json);
     // What the user's environment holds is nothing to a guest that takes its VMM over.
     command
         .env_clear()

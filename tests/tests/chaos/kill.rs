@@ -103,7 +103,7 @@ pub(crate) fn find(msb: &Msb, victim: Victim, starter: &Child) -> Option<Pid> {
     let processes = fs::read_dir("/proc").expect("/proc is there").flatten();
     let mut found = processes.filter_map(|process| {
         let read = |file: &str| fs::read_to_string(process.path().join(file)).unwrap_or_default();
-        let is_one = read("cmdline").contains("__vmm") && read("cmdline").contains(&mark);
+        let is_one = read("cmdline").contains("/msb-vmm\0") && read("cmdline").contains(&mark);
         let is_vm = read("comm").trim_end() == "msb-vm";
         let pid = process.file_name().to_str()?.parse().ok()?;
         (is_one && is_vm == (victim == Victim::Vm)).then(|| Pid::from_raw(pid))?
