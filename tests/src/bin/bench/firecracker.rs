@@ -16,12 +16,27 @@ const GUEST_CID: u32 = 3;
 /// `(device major, minor)` of /dev/console.
 const CONSOLE: (u32, u32) = (5, 1);
 
+/// What its guide gives a kernel that it boots.
+pub(crate) const ARGUMENTS: &str = "console=ttyS0 quiet reboot=k panic=-1";
+
+/// With what else the VMM of msb boots its own.
+pub(crate) const ARGUMENTS_OF_MSB: &str =
+    "console=ttyS0 quiet reboot=k panic=-1 no_timer_check tsc=reliable random.trust_cpu=on noreplace-smp";
+
 /// Writes to `path` a machine with one vCPU, `memory_mib` and our kernel, whose first program is `init` in `initramfs`, by
 /// default our own.
-pub(crate) fn write_config(path: &Path, memory_mib: u32, init: &str, initramfs: Option<&Path>, vsock: Option<&Path>) {
+///
+/// The kernel gets `arguments` and the place of `init`.
+pub(crate) fn write_config(
+    path: &Path,
+    memory_mib: u32,
+    (arguments, init): (&str, &str),
+    initramfs: Option<&Path>,
+    vsock: Option<&Path>,
+) {
     let files = Assets::find(None).expect("msb is installed with its files");
     let initramfs = initramfs.unwrap_or(&files.initramfs);
-    let arguments = format!("console=ttyS0 quiet reboot=k panic=-1 rdinit={init}");
+    let arguments = format!("{arguments} rdinit={init}");
     let mut config = json!({
         "boot-source": { "kernel_image_path": files.kernel, "initrd_path": initramfs, "boot_args": arguments },
         "drives": [],
@@ -57,7 +72,7 @@ impl Machine {
             ["vm.json", "initramfs.cpio", "v.sock"].map(|name| directory.path().join(name));
         fs::write(&initramfs, archive_of_this_program()).expect("there is space");
         let init = format!("/init -- {} {what}", guest::ARGUMENT);
-        write_config(&config, memory_mib, &init, Some(&initramfs), Some(&socket));
+        write_config(&config, memory_mib, (ARGUMENTS, &init), Some(&initramfs), Some(&socket));
         let process = command(program, &config)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

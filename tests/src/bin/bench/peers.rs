@@ -35,6 +35,8 @@ pub(crate) struct Peer {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Kind {
     Firecracker,
+    /// With the arguments that the VMM of msb gives the kernel.
+    FirecrackerTuned,
     Microsandbox,
 }
 
@@ -47,10 +49,11 @@ impl FromStr for Peer {
             .ok_or_else(|| format!("--peer needs NAME=PATH, not {text}"))?;
         let kind = match name {
             "firecracker" => Kind::Firecracker,
+            "firecracker-tuned" => Kind::FirecrackerTuned,
             "microsandbox" => Kind::Microsandbox,
             other => {
                 return Err(format!(
-                    "there is no peer {other}: choose from firecracker and microsandbox"
+                    "there is no peer {other}: choose from firecracker, firecracker-tuned and microsandbox"
                 ));
             }
         };
@@ -68,6 +71,7 @@ impl Peer {
     fn name(&self) -> &'static str {
         match self.kind {
             Kind::Firecracker => "firecracker: process start to guest init",
+            Kind::FirecrackerTuned => "firecracker, kernel arguments of msb: process start to guest init",
             Kind::Microsandbox => "microsandbox run -- true: whole process",
         }
     }
@@ -76,11 +80,8 @@ impl Peer {
     fn prepare(&self, directory: &Path) {
         fs::create_dir_all(directory).expect("there is space");
         match self.kind {
-            Kind::Firecracker => {
-                // Its busybox says MARK as the first program and ends, which ends the machine.
-                let init = format!("/bin/busybox -- echo {MARK}");
-                firecracker::write_config(&directory.join("vm.json"), MEMORY_MIB, &init, None, None);
-            }
+            Kind::Firecracker => firecracker_config(directory, firecracker::ARGUMENTS),
+            Kind::FirecrackerTuned => firecracker_config(directory, firecracker::ARGUMENTS_OF_MSB),
             Kind::Microsandbox => busybox_root(&directory.join("root")),
         }
     }
@@ -88,7 +89,7 @@ impl Peer {
     /// Milliseconds that a start takes.
     fn start(&self, directory: &Path) -> f64 {
         match self.kind {
-            Kind::Firecracker => to_line(
+            Kind::Firecracker | Kind::FirecrackerTuned => to_line(
                 &mut firecracker::command(&self.program, &directory.join("vm.json")),
                 MARK,
             ),
@@ -104,6 +105,12 @@ impl Peer {
             }
         }
     }
+}
+
+fn firecracker_config(directory: &Path, arguments: &str) {
+    // Its busybox says MARK as the first program and ends, which ends the machine.
+    let init = format!("/bin/busybox -- echo {MARK}");
+    firecracker::write_config(&directory.join("vm.json"), MEMORY_MIB, (arguments, &init), None, None);
 }
 
 /// `PATH` with the directory of `program` before all others.
