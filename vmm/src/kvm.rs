@@ -11,7 +11,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
 use serde::{Deserialize, Serialize};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::layout;
 use crate::devices::ioapic::{Route, Routes};
@@ -89,10 +89,6 @@ pub(crate) struct KvmVm {
     pub(crate) tsc_deadline: bool,
     /// The model-specific registers that a guest's state consists of.
     pub(crate) msr_indices: Vec<u32>,
-    /// Counts acknowledgements of interrupts for which nobody has to do anything.
-    acknowledged: EventFd,
-    // Mapped into the guest as long as there is one.
-    registers: [RegisterPages; 2],
 }
 
 /// The clock of a VM.
@@ -124,7 +120,7 @@ pub fn open() -> Result<Kvm, KvmError> {
 
 impl KvmVm {
     /// Makes a VM whose vCPUs have local APICs, and `memory` as its memory, which reads `registers` in their places.
-    pub(crate) fn new(kvm: &Kvm, memory: &GuestMemory, registers: [RegisterPages; 2]) -> Result<Self, KvmError> {
+    pub(crate) fn new(kvm: &Kvm, memory: &GuestMemory, registers: &[&RegisterPages]) -> Result<Self, KvmError> {
         let fd = create_vm(kvm)?;
         fd.set_identity_map_address(layout::KVM_IDENTITY_MAP)
             .doing("set the identity map")?;
@@ -146,13 +142,8 @@ impl KvmVm {
                 .doing("list the CPU's registers")?
                 .as_slice()
                 .to_vec(),
-            acknowledged: EventFd::new(EFD_NONBLOCK).map_err(|source| KvmError::Call {
-                doing: "count acknowledgements",
-                source,
-            })?,
-            registers,
         };
-        vm.map(memory)?;
+        vm.map(memory, registers)?;
         Ok(vm)
     }
 
@@ -173,14 +164,14 @@ impl KvmVm {
         self.fd.set_clock(&clock).doing("restore the guest's clock")
     }
 
-    fn map(&self, memory: &GuestMemory) -> Result<(), KvmError> {
+    fn map(&self, memory: &GuestMemory, registers: &[&RegisterPages]) -> Result<(), KvmError> {
         let memory = memory.iter().map(|region| kvm_userspace_memory_region {
             guest_phys_addr: region.start_addr().0,
             memory_size: region.len(),
             userspace_addr: region.as_ptr() as u64,
             ..Default::default()
         });
-        let registers = self.registers.iter().map(|pages| {
+        let registers = registers.iter().map(|pages| {
             let (start, len) = pages.range();
             kvm_userspace_memory_region {
                 flags: KVM_MEM_READONLY,
@@ -200,7 +191,8 @@ impl KvmVm {
     }
 
     /// Connects a device's interrupt, its acknowledgement and queue notifications, so that none leaves the kernel.
-    pub(crate) fn connect(&self, device: &MmioTransport, index: usize) -> Result<(), KvmError> {
+    /// Acknowledgements for which nobody has to do anything go to `acknowledged`, which may be closed then: KVM keeps it.
+    pub(crate) fn connect(&self, device: &MmioTransport, index: usize, acknowledged: &EventFd) -> Result<(), KvmError> {
         self.connect_interrupt(device.interrupt().line(), layout::virtio_irq(index))?;
         let window = layout::virtio_window(index);
         let notify = IoEventAddress::Mmio(window + QUEUE_NOTIFY);
@@ -211,7 +203,7 @@ impl KvmVm {
         }
         let acknowledge = IoEventAddress::Mmio(window + INTERRUPT_ACK);
         self.fd
-            .register_ioevent(&self.acknowledged, &acknowledge, USED_BUFFERS)
+            .register_ioevent(acknowledged, &acknowledge, USED_BUFFERS)
             .doing("register the acknowledgement of an interrupt")
     }
 

@@ -5,6 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
 use crate::arch::{boot, layout, mptable, registers};
 use crate::config::{Console, VmConfig};
 use crate::devices::attach::{self, AttachedDevices};
@@ -423,24 +425,19 @@ impl Frame {
             Console::Stream(_) => cannot_open(Path::new("the console's stream")),
         })?;
         let supervisor = Arc::new(Supervisor::new(console.tail()));
-        let pages = |address, windows| {
-            RegisterPages::new(address, windows).map_err(|source| BuildError::Host {
-                doing: "map the registers of devices",
-                source,
-            })
-        };
+        let host = |doing| move |source| BuildError::Host { doing, source };
+        let pages =
+            |address, windows| RegisterPages::new(address, windows).map_err(host("map the registers of devices"));
         let virtio_pages = pages(layout::VIRTIO_MMIO, attach::count(config)?)?;
         let ioapic_pages = pages(layout::IOAPIC.into(), 1)?;
-        let registers = [virtio_pages.clone(), ioapic_pages.clone()];
-        let kvm = Arc::new(KvmVm::new(&kvm::open()?, memory, registers)?);
-        let ports = ports(console).map_err(|source| BuildError::Host {
-            doing: "make the serial port",
-            source,
-        })?;
+        let registers = [&virtio_pages, &ioapic_pages];
+        let kvm = Arc::new(KvmVm::new(&kvm::open()?, memory, &registers)?);
+        let ports = ports(console).map_err(host("make the serial port"))?;
         kvm.connect_interrupt(ports.serial_line(), layout::SERIAL_IRQ)?;
         let AttachedDevices { transports, loops } = attach::attach_all(config, memory, &virtio_pages)?;
+        let acknowledged = EventFd::new(EFD_NONBLOCK).map_err(host("make an eventfd"))?;
         for (index, transport) in transports.iter().enumerate() {
-            kvm.connect(transport, index)?;
+            kvm.connect(transport, index, &acknowledged)?;
         }
         let lines = layout::irq_lines(transports.len());
         let page = ioapic_pages.page(0).expect("there is one");

@@ -3,8 +3,7 @@
 
 use std::process::ExitCode;
 
-/// Of msb's own errors.
-const OWN_ERROR: u8 = 125;
+use msb::cli::OWN_ERROR;
 
 fn main() -> ExitCode {
     let json = std::env::args().nth(1).unwrap_or_default();

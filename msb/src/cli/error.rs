@@ -8,7 +8,7 @@ use crate::report;
 use crate::store::layout::Layout;
 
 /// Exit status of msb's own errors.
-const OWN_ERROR: u8 = 125;
+pub const OWN_ERROR: u8 = 125;
 
 /// Exit status when the connection to the guest failed, as ssh has it.
 pub(super) const TRANSPORT_ERROR: u8 = 255;

@@ -53,6 +53,7 @@ use crate::log;
 use crate::store::Store;
 use crate::store::layout::Layout;
 use crate::timings::now_us;
+pub use error::OWN_ERROR;
 use error::{CliError, cannot};
 
 /// MicroVM sandboxes on KVM that stock ssh reaches with no network port

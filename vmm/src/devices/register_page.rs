@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::{fmt, io};
 
-use vm_memory::{Bytes as _, MmapRegion, VolatileMemory as _};
+use vm_memory::{MmapRegion, VolatileMemory as _, VolatileSlice};
 
 /// Bytes of a page, which hold the registers of one device.
 pub(crate) const PAGE: usize = 0x1000;
@@ -81,28 +81,22 @@ impl RegisterPage {
     /// What a load of `data.len()` bytes at `offset` gives; zeros behind the page.
     pub(crate) fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
-        if let Some((at, len)) = self.piece(offset, data.len()) {
-            let read = self
-                .pages
-                .get_slice(at, len)
-                .map(|slice| slice.copy_to(&mut data[..len]));
-            debug_assert!(read.is_ok(), "the piece lies in the page");
+        if let Some(piece) = self.piece(offset, data.len()) {
+            piece.copy_to(data);
         }
     }
 
     /// Replaces what there is from `offset` on; what would lie behind the page is left out.
     pub(crate) fn write(&self, offset: u64, data: &[u8]) {
-        if let Some((at, len)) = self.piece(offset, data.len()) {
-            let slice = self.pages.get_slice(at, len);
-            let written = slice.map(|slice| slice.write(&data[..len], 0));
-            debug_assert!(written.is_ok(), "the piece lies in the page");
+        if let Some(piece) = self.piece(offset, data.len()) {
+            piece.copy_from(data);
         }
     }
 
-    /// Where `len` bytes at `offset` lie in the mapping, as far as they are in the page.
-    fn piece(&self, offset: u64, len: usize) -> Option<(usize, usize)> {
+    /// `len` bytes at `offset`, as far as they are in the page.
+    fn piece(&self, offset: u64, len: usize) -> Option<VolatileSlice<'_>> {
         let offset = usize::try_from(offset).ok().filter(|offset| *offset < PAGE)?;
-        Some((self.start + offset, len.min(PAGE - offset)))
+        self.pages.get_slice(self.start + offset, len.min(PAGE - offset)).ok()
     }
 }
 
