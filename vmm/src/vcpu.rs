@@ -48,6 +48,10 @@ impl Vcpu {
         let fd = &vcpu.fd;
         fd.set_msrs(&msr::boot_msrs()).doing("set a vCPU's MSRs")?;
         fd.set_fpu(&registers::fpu()).doing("set a vCPU's FPU")?;
+        if let Some(state) = cpuid::extended_state(&vcpu.cpuid) {
+            fd.set_xcrs(&registers::extended_control(state))
+                .doing("set a vCPU's extended control registers")?;
+        }
         let mut state = fd.get_lapic().doing("read a vCPU's local APIC")?;
         lapic::wire_local_interrupts(&mut state);
         fd.set_lapic(&state).doing("set a vCPU's local APIC")?;

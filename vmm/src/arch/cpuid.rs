@@ -7,6 +7,7 @@ const LEAF_FEATURES: u32 = 1;
 const LEAF_CACHES: u32 = 4;
 const LEAF_MORE_FEATURES: u32 = 7;
 const LEAF_TOPOLOGY: u32 = 0xb;
+const LEAF_EXTENDED_STATE: u32 = 0xd;
 const LEAF_TOPOLOGY_V2: u32 = 0x1f;
 const LEAF_EXTENDED_FEATURES: u32 = 0x8000_0001;
 const LEAF_AMD_CACHES: u32 = 0x8000_001d;
@@ -61,6 +62,15 @@ pub fn for_vcpu(supported: &CpuId, id: u8, vcpus: u8, tsc_deadline: bool) -> Cpu
         }
     }
     cpuid
+}
+
+/// The extended state that a vCPU with `shown` can turn on, as its XCR0 has it (Intel SDM volume 1, section 13.3); none
+/// without XSAVE.
+pub fn extended_state(shown: &CpuId) -> Option<u64> {
+    let mut leaves = shown.as_slice().iter();
+    let leaf = leaves.find(|leaf| (leaf.function, leaf.index) == (LEAF_EXTENDED_STATE, 0))?;
+    let state = u64::from(leaf.edx) << 32 | u64::from(leaf.eax);
+    (state != 0).then_some(state)
 }
 
 /// Vendor, and family, model and stepping as CPUID shows them.

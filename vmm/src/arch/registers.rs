@@ -2,7 +2,7 @@
 //!
 //! Linux boot protocol, "64-bit boot protocol": long mode, identity-mapped pages, flat segments, `rsi` = boot_params.
 
-use kvm_bindings::{kvm_fpu, kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::{kvm_fpu, kvm_regs, kvm_segment, kvm_sregs, kvm_xcr, kvm_xcrs};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use super::layout;
@@ -52,6 +52,23 @@ pub fn general(entry: GuestAddress) -> kvm_regs {
         rsi: layout::ZERO_PAGE,
         ..Default::default()
     }
+}
+
+/// XCR0 with all of `state` turned on.
+///
+/// Linux does that itself, and then asks CPUID how large the state is. KVM answers from the XCR0 that it knows, which on
+/// QEMU's emulated CPU is the one given here: there, a guest that turns it on does not leave for KVM.
+pub fn extended_control(state: u64) -> kvm_xcrs {
+    let mut registers = kvm_xcrs {
+        nr_xcrs: 1,
+        ..Default::default()
+    };
+    registers.xcrs[0] = kvm_xcr {
+        xcr: 0,
+        value: state,
+        ..Default::default()
+    };
+    registers
 }
 
 /// Changes `sregs`, as KVM gave them, to long mode with the tables of [`write_tables`].
