@@ -7,6 +7,7 @@ use std::time::Instant;
 use msb_tests::{Msb, resident_beyond_guest};
 use serde_json::Value;
 
+use crate::emulation::forget_earlier_guests;
 use crate::figure::Figure;
 
 /// `pairs` of phases of `msb run --timings`, each with the figure of the time between them.
@@ -31,7 +32,9 @@ pub(crate) fn measure(samples: usize) -> Vec<Figure> {
     // The first run reads everything from the disk.
     msb.run(["run", "--", "true"]).expect(0);
     for _ in 0..samples {
+        forget_earlier_guests();
         first_output.add(to_first_output(&mut msb.command(["run", "--", "echo", "out"])));
+        forget_earlier_guests();
         let run = msb.run(["run", "--timings", "--", "true"]).expect(0);
         whole.add(run.took.as_secs_f64() * 1e3);
         let json = run
@@ -46,6 +49,7 @@ pub(crate) fn measure(samples: usize) -> Vec<Figure> {
         for (figure, (_, from, to)) in phases.iter_mut().zip(PHASES) {
             figure.add(at(to) - at(from));
         }
+        forget_earlier_guests();
         let sandbox = msb.create("idle");
         let memory_mib = sandbox.inspect()["memory_mib"]
             .as_u64()

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use msb_tests::{Msb, finish};
 use rustix::process::Pid;
 
+use crate::emulation::forget_earlier_guests;
 use crate::figure::{Figure, State};
 use crate::tracing::Counter;
 
@@ -51,6 +52,7 @@ pub(crate) fn measure(samples: usize) -> Vec<Figure> {
     msb.run(["run", "--", "true"]).expect(0);
     let mut figures = Figures::default();
     for _ in 0..samples {
+        forget_earlier_guests();
         let counters = Counters::start();
         let sandbox = msb.create("counted");
         counters.add_to(&mut figures, State::Cold, "until ready", 1);

@@ -10,6 +10,7 @@ use rustix::process::Pid;
 use serde_json::Value;
 
 use crate::boot::to_first_output;
+use crate::emulation::forget_earlier_guests;
 use crate::figure::Figure;
 
 /// Of the forks that are made side by side, how many count as the first and as the last.
@@ -39,8 +40,11 @@ fn against_cold_runs(msb: &Msb, samples: usize) -> Vec<Figure> {
     let snapshot_path = snapshot.to_string_lossy();
     // The first of each reads everything from the disk.
     for sample in 0..=samples {
+        forget_earlier_guests();
+        let cold_run = to_first_output(&mut msb.command(["run", "--", "echo", "out"]));
+        forget_earlier_guests();
         let millis = [
-            to_first_output(&mut msb.command(["run", "--", "echo", "out"])),
+            cold_run,
             then_exec(msb, "copy", &["fork", "source", "--name", "copy"]),
             duration(|| msb.run(["snapshot", "source", &snapshot_path]).expect(0)),
             then_exec(msb, "copy", &["restore", &snapshot_path, "--name", "copy"]),

@@ -3,6 +3,7 @@
 use msb_tests::{Msb, VmMemory};
 
 use crate::boot::to_first_output;
+use crate::emulation::forget_earlier_guests;
 use crate::figure::Figure;
 use crate::fork::available_kib;
 
@@ -26,6 +27,7 @@ fn boots(msb: &Msb, samples: usize) -> Vec<Figure> {
     boot("1");
     for _ in 0..samples {
         for (figure, cpus) in figures.iter_mut().zip(["1", "4"]) {
+            forget_earlier_guests();
             figure.add(boot(cpus));
         }
     }

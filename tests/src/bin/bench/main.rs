@@ -5,6 +5,7 @@
 mod block;
 mod boot;
 mod counts;
+mod emulation;
 mod figure;
 mod firecracker;
 mod fork;

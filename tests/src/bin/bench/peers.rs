@@ -16,6 +16,7 @@ use std::time::Instant;
 use msb_tests::{Msb, finish};
 use serde_json::{Value, json};
 
+use crate::emulation::forget_earlier_guests;
 use crate::figure::Figure;
 use crate::firecracker;
 use crate::report::version;
@@ -145,13 +146,17 @@ pub(crate) fn measure(samples: usize, peers: &[Peer]) -> Vec<Figure> {
     }
     // The first of each reads everything from the disk.
     for sample in 0..=samples {
+        forget_earlier_guests();
         let run = msb
             .run(["run", "--cpus", "1", "--memory", &memory, "--", "true"])
             .expect(0);
         let theirs: Vec<f64> = peers
             .iter()
             .zip(&directories)
-            .map(|(peer, directory)| peer.start(directory))
+            .map(|(peer, directory)| {
+                forget_earlier_guests();
+                peer.start(directory)
+            })
             .collect();
         if sample > 0 {
             ours.add(run.took.as_secs_f64() * 1e3);
