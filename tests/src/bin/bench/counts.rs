@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use msb_tests::{Msb, finish};
 use rustix::process::Pid;
@@ -43,6 +44,12 @@ const VMX_EXITS: [(u64, &str); 9] = [
     (49, "mmio"),
 ];
 
+/// How long a guest has nothing to do before it counts as idle: page reporting and writeback take a few seconds.
+const SETTLING: Duration = Duration::from_secs(10);
+
+/// How long an idle guest is watched, in seconds.
+const IDLE_SECONDS: usize = 20;
+
 /// Echoes through one session.
 const ECHOES: usize = 50;
 
@@ -69,6 +76,11 @@ pub(crate) fn measure(samples: usize) -> Vec<Figure> {
         (0..ECHOES).for_each(|_| echo.once());
         counters.add_to(&mut figures, State::Warm, "an echo", ECHOES);
         echo.end();
+
+        std::thread::sleep(SETTLING);
+        let counters = Counters::start();
+        std::thread::sleep(Duration::from_secs(IDLE_SECONDS as u64));
+        counters.add_to(&mut figures, State::Warm, "idle, a second", IDLE_SECONDS);
         msb.run(["rm", "--force", "counted"]).expect(0);
     }
     figures.0
