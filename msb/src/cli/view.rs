@@ -117,7 +117,8 @@ impl SandboxView {
             State::Running { ready, .. } | State::Paused { ready, .. } => Some(ready.clone()),
             _ => None,
         };
-        let deadline = sandbox.deadline()?.map(DeadlineView::of).unwrap_or_default();
+        let deadline = sandbox.deadline_in(&state)?;
+        let deadline = deadline.map(DeadlineView::of).unwrap_or_default();
         let exit = state.exit();
         Ok(Self {
             id: config.id.clone(),

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::Sandbox;
 use super::control::ControlError;
 use super::records::DeadlineRecord;
+use super::state::State;
 use crate::store::{StoreError, files};
 
 /// The longest time that can be asked for: a hundred years.
@@ -144,7 +145,14 @@ impl Sandbox {
     /// # Errors
     /// When it was removed or a record cannot be read.
     pub fn deadline(&self) -> Result<Option<Deadline>, StoreError> {
-        let state = self.state()?;
+        self.deadline_in(&self.state()?)
+    }
+
+    /// When it will be ended, if it is in `state` and that is one with a deadline.
+    ///
+    /// # Errors
+    /// When the record cannot be read.
+    pub(crate) fn deadline_in(&self, state: &State) -> Result<Option<Deadline>, StoreError> {
         let record: Option<DeadlineRecord> = files::read_json(&self.dir().deadline())?;
         let of_run = |record: &DeadlineRecord| state.run().is_some_and(|run| run.run_id == record.run_id);
         Ok(record.filter(of_run).map(|record| Deadline {

@@ -2,7 +2,7 @@
 
 use super::records::{ExitReason, ExitRecord, PauseRecord, ProcessIdentity, ReadyRecord, RunRecord, WaitRecord};
 use crate::pools::PoolRef;
-use crate::store::files::{self, FileError};
+use crate::store::files;
 use crate::store::names::SandboxId;
 use crate::store::{Store, StoreError};
 
@@ -129,34 +129,34 @@ struct Records {
 /// # Errors
 /// When it does not exist or a record cannot be read.
 pub fn read(store: &Store, id: &SandboxId) -> Result<State, StoreError> {
-    let mut held = store.is_running(id)?;
-    let mut records = read_records(store, id)?;
-    // Lock and records cannot be read at once: read until neither changed in between.
-    for _ in 0..ATTEMPTS {
-        let held_after = store.is_running(id)?;
-        let after = read_records(store, id)?;
-        let unchanged = held == held_after && run_id(&records) == run_id(&after);
-        (held, records) = (held_after, after);
-        if unchanged {
-            break;
+    let dir = store.layout().sandbox(id);
+    let look = || Ok::<_, StoreError>((store.is_running(id)?, files::read_json::<RunRecord>(&dir.run())?));
+    let (mut held, mut run) = look()?;
+    // Lock and records cannot be read at once: read until neither lock nor run changed in between.
+    let mut attempts = ATTEMPTS;
+    loop {
+        let ready = files::read_json(&dir.ready())?;
+        let paused = files::read_json(&dir.paused())?;
+        let waiting = files::read_json(&dir.waiting())?;
+        let exit = files::read_json(&dir.exit())?;
+        let before = (held, run);
+        (held, run) = look()?;
+        attempts -= 1;
+        if attempts == 0 || (held, run_id(run.as_ref())) == (before.0, run_id(before.1.as_ref())) {
+            let records = Records {
+                run,
+                ready,
+                paused,
+                waiting,
+                exit,
+            };
+            return Ok(derive(held, records));
         }
     }
-    Ok(derive(held, records))
 }
 
-fn run_id(records: &Records) -> Option<&str> {
-    records.run.as_ref().map(|run| run.run_id.as_str())
-}
-
-fn read_records(store: &Store, id: &SandboxId) -> Result<Records, FileError> {
-    let dir = store.layout().sandbox(id);
-    Ok(Records {
-        run: files::read_json(&dir.run())?,
-        ready: files::read_json(&dir.ready())?,
-        paused: files::read_json(&dir.paused())?,
-        waiting: files::read_json(&dir.waiting())?,
-        exit: files::read_json(&dir.exit())?,
-    })
+fn run_id(run: Option<&RunRecord>) -> Option<&str> {
+    run.map(|run| run.run_id.as_str())
 }
 
 fn derive(held: bool, records: Records) -> State {
