@@ -1,7 +1,7 @@
 //! When the driver hears that its packets were taken.
 //!
 //! It frees their memory then, and nothing else depends on it. So that can wait for the next packet to the guest: the
-//! transport has one interrupt for all queues, and each costs the guest two exits to user space. How long and how much
+//! transport has one interrupt for all queues, and each is an exit and a turn of the guest. How long and how much
 //! waits is bounded, for drivers and programs that count on it after all.
 
 use std::time::{Duration, Instant};

@@ -25,6 +25,10 @@ pub(super) const QUEUE_SIZES: [u16; 3] = [256; 3];
 /// Descriptor chains handled before other events get a turn, so that a bulk transfer leaves room for others.
 const BUDGET: usize = 256;
 
+/// Bytes of the guest in one round that make it likely that it has more. Its vCPU, if that waits for this CPU, gets to add
+/// them before the device asks for notifications again: each is an exit, and two switches between the threads.
+const BULK: usize = 32 << 10;
+
 /// `struct virtio_vsock_event` with the id `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET` (virtio 1.2, section 5.10.6.7).
 const TRANSPORT_RESET: [u8; 4] = [0; 4];
 
@@ -151,22 +155,25 @@ impl Queues {
         loop {
             let _ = queue.disable_notification(&self.memory);
             let round = *budget;
+            let mut taken = 0;
             while *budget > 0 && muxer.can_transmit() {
                 let Some(chain) = queue.pop_descriptor_chain(&self.memory) else {
                     break;
                 };
                 let head = chain.head_index();
-                match TxPacket::parse(segments, &self.memory, chain) {
+                let len = match TxPacket::parse(segments, &self.memory, chain) {
                     Ok(packet) => {
                         let len = packet.payload.as_ref().map_or(0, GuestBuf::len);
-                        self.completions.add(len, cx.now);
                         muxer.transmit(packet, cx);
+                        len
                     }
                     Err(error) => {
-                        self.completions.add(0, cx.now);
                         tracing::debug!("dropped a vsock packet of the guest: {error}");
+                        0
                     }
-                }
+                };
+                self.completions.add(len, cx.now);
+                taken += len;
                 *budget -= 1;
                 if queue.add_used(&self.memory, head, 0).is_err() {
                     return;
@@ -174,6 +181,9 @@ impl Queues {
             }
             // Otherwise the next turn, or room for answers, leads back here.
             let is_drained = *budget > 0 && muxer.can_transmit();
+            if is_drained && taken >= BULK {
+                std::thread::yield_now();
+            }
             if !is_drained || !recheck.again(queue, &self.memory, *budget < round) {
                 break;
             }
