@@ -40,7 +40,7 @@ const READY_TIMEOUT: Duration = Duration::from_secs(120);
 const WARM_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long whoever takes a fork has the host's CPUs to itself before its replacement is made.
-const HEAD_START: Duration = Duration::from_secs(1);
+pub(crate) const HEAD_START: Duration = Duration::from_secs(1);
 
 /// Why a pool cannot be made or used.
 #[derive(Debug, thiserror::Error)]
@@ -221,6 +221,19 @@ impl Pool {
         lifetime: Lifetime,
         limit: Option<TimeLimit>,
     ) -> Result<StartedSandbox, PoolError> {
+        self.take_first(name, lifetime, limit).map(|(started, _)| started)
+    }
+
+    /// Like [`Pool::take`], but its replacement is made when the second value is dropped.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn take_first(
+        &self,
+        name: Option<&Name>,
+        lifetime: Lifetime,
+        limit: Option<TimeLimit>,
+    ) -> Result<(StartedSandbox, Replacement), PoolError> {
         let saved = self.saved()?;
         let limit = limit.unwrap_or_else(|| saved.spec().time_limit());
         let take = Take {
@@ -232,11 +245,7 @@ impl Pool {
             Some(started) => started,
             None => saved.restore_limited(&self.store, name, lifetime, limit)?,
         };
-        if let Err(error) = self.fill_in_background() {
-            // What was taken works all the same.
-            tracing::warn!(error = &error as &dyn std::error::Error, "cannot fill the pool");
-        }
-        Ok(started)
+        Ok((started, Replacement(self.clone())))
     }
 
     fn take_waiting(&self, take: &Take) -> Result<Option<StartedSandbox>, PoolError> {
@@ -363,6 +372,19 @@ impl Pool {
 
     fn dir(&self) -> PoolDir {
         self.store.layout().pool(&self.name)
+    }
+}
+
+/// A fork that is to be made in the place of one that was taken. Dropping it starts the process that does.
+#[derive(Debug)]
+pub(crate) struct Replacement(Pool);
+
+impl Drop for Replacement {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.fill_in_background() {
+            // What was taken works all the same.
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot fill the pool");
+        }
     }
 }
 

@@ -24,4 +24,4 @@ pub use exit::{FailureReason, VmExit, VmFailure};
 pub use snapshot::{Snapshot, SnapshotError};
 pub use stats::ExitCounts;
 pub use thread::{OnThread, ThreadRole};
-pub use vm::{BuildError, PauseError, RunningVm, Vm, VmHandle};
+pub use vm::{BuildError, KERNEL_ARGUMENTS, PauseError, RunningVm, Vm, VmHandle};

@@ -463,15 +463,17 @@ fn cannot_open(path: &Path) -> impl FnOnce(io::Error) -> BuildError {
     move |source| BuildError::Open { path, source }
 }
 
+/// What every guest's kernel is told, before its devices and what the embedder wants.
+///
+/// With one CPU, Linux would take the lock prefix from some 7,000 instructions, each in a turn of page tables of its own:
+/// more than a short life gains by it. Free pages are reported by huge pages of the host, which serve a guest best while
+/// they are whole.
+pub const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet reboot=k panic=-1 no_timer_check tsc=reliable \
+    random.trust_cpu=on noreplace-smp page_reporting.page_reporting_order=9";
+
 /// The kernel command line: what the machine needs, the devices, then what the embedder wants.
 fn cmdline(extra: &str, virtio_devices: usize) -> String {
-    let mut line =
-        String::from("console=ttyS0 quiet reboot=k panic=-1 no_timer_check tsc=reliable random.trust_cpu=on");
-    // With one CPU, Linux would take the lock prefix from some 7,000 instructions, each in a turn of page tables of its own:
-    // more than a short life gains by it.
-    line.push_str(" noreplace-smp");
-    // Free pages are reported by huge pages of the host, which serve a guest best while they are whole.
-    line.push_str(" page_reporting.page_reporting_order=9");
+    let mut line = KERNEL_ARGUMENTS.to_owned();
     for index in 0..virtio_devices {
         let (address, irq) = (layout::virtio_window(index), layout::virtio_irq(index));
         line.push_str(&format!(" virtio_mmio.device=4K@{address:#x}:{irq}"));

@@ -12,6 +12,7 @@ use super::error::{CliError, TRANSPORT_ERROR, cannot};
 use super::session::{self, Session};
 use super::spec_args::{BootTimeout, PoolArg, ReadyTimeout, SpecArgs};
 use super::{Context, output, pool};
+use crate::pools::{HEAD_START, Replacement};
 use crate::sandbox::records::{ExitReason, ExitRecord};
 use crate::sandbox::start::StartedSandbox;
 use crate::timings::{Timings, now_us};
@@ -99,13 +100,19 @@ pub(super) fn run(args: RunArgs, context: &Context) -> Result<u8, CliError> {
         let interrupted = interrupted()?;
         // A fork has what its original started.
         let start_command = matches!(source, Source::Spec(..)).then_some(args.ready);
-        let mut started = source.start(&what, context, &mut timings)?;
+        let (mut started, replacement) = source.start(&what, context, &mut timings)?;
+        // On a CPU that both share, the start of that process would hold up the session.
+        let replacing = tokio::spawn(async move {
+            tokio::time::sleep(HEAD_START).await;
+            drop(replacement);
+        });
         let sandbox = started.sandbox().clone();
         timings.spawned_us = Some(now_us());
         let outcome = tokio::select! {
             outcome = in_started(&mut started, &session, (args.boot, start_command), &what, &mut timings) => outcome,
             status = interrupted => Ok(status),
         };
+        replacing.abort();
         match &outcome {
             Ok(_) if has_data => shut_down(&mut started).await,
             // If it broke because the guest is ending, that end is what to tell of.
@@ -160,21 +167,30 @@ impl Source {
         }
     }
 
-    fn start(self, what: &str, context: &Context, timings: &mut RunTimings) -> Result<StartedSandbox, CliError> {
+    /// Starts it; what was taken from a pool is replaced when the second value is dropped.
+    fn start(
+        self,
+        what: &str,
+        context: &Context,
+        timings: &mut RunTimings,
+    ) -> Result<(StartedSandbox, Option<Replacement>), CliError> {
         match self {
             Self::Spec(spec, authorized_keys) => {
                 let (sandbox, lock) =
                     Sandbox::create_transient(&context.store, *spec, &authorized_keys).map_err(cannot(what))?;
                 timings.created_us = Some(now_us());
-                sandbox.start_held(lock, Lifetime::OfStarter).map_err(|error| {
+                let started = sandbox.start_held(lock, Lifetime::OfStarter).map_err(|error| {
                     // The error to report is that of the start.
                     let _ = sandbox.remove();
                     CliError::cannot(what, &error)
-                })
+                });
+                Ok((started?, None))
             }
             Self::Pool(_, pool, args) => {
                 let (name, limit) = args.of_pool();
-                pool.take(name, Lifetime::OfStarter, limit).map_err(cannot(what))
+                let taken = pool.take_first(name, Lifetime::OfStarter, limit);
+                let (started, replacement) = taken.map_err(cannot(what))?;
+                Ok((started, Some(replacement)))
             }
         }
     }

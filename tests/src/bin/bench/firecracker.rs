@@ -19,10 +19,6 @@ const CONSOLE: (u32, u32) = (5, 1);
 /// What its guide gives a kernel that it boots.
 pub(crate) const ARGUMENTS: &str = "console=ttyS0 quiet reboot=k panic=-1";
 
-/// With what else the VMM of msb boots its own.
-pub(crate) const ARGUMENTS_OF_MSB: &str =
-    "console=ttyS0 quiet reboot=k panic=-1 no_timer_check tsc=reliable random.trust_cpu=on noreplace-smp";
-
 /// Writes to `path` a machine with one vCPU, `memory_mib` and our kernel, whose first program is `init` in `initramfs`, by
 /// default our own.
 ///

@@ -82,7 +82,7 @@ impl Peer {
         fs::create_dir_all(directory).expect("there is space");
         match self.kind {
             Kind::Firecracker => firecracker_config(directory, firecracker::ARGUMENTS),
-            Kind::FirecrackerTuned => firecracker_config(directory, firecracker::ARGUMENTS_OF_MSB),
+            Kind::FirecrackerTuned => firecracker_config(directory, msb_vmm::KERNEL_ARGUMENTS),
             Kind::Microsandbox => busybox_root(&directory.join("root")),
         }
     }
