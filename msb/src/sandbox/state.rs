@@ -135,9 +135,10 @@ pub fn read(store: &Store, id: &SandboxId) -> Result<State, StoreError> {
     // Lock and records cannot be read at once: read until neither lock nor run changed in between.
     let mut attempts = ATTEMPTS;
     loop {
+        // A fork that is taken from its pool loses these two in the other order: in this one it is never seen as running.
+        let waiting = files::read_json(&dir.waiting())?;
         let ready = files::read_json(&dir.ready())?;
         let paused = files::read_json(&dir.paused())?;
-        let waiting = files::read_json(&dir.waiting())?;
         let exit = files::read_json(&dir.exit())?;
         let before = (held, run);
         (held, run) = look()?;

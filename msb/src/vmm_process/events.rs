@@ -327,13 +327,14 @@ impl Watcher<'_> {
                 agent,
                 init_us,
                 ready_us,
-            } if !observed.ready => {
+            } if !observed.ready && observed.stopped_because.is_none() => {
                 observed.ready = true;
                 self.told.ready(self.starter, &agent, init_us, ready_us);
                 // Here as there, a start takes code that nothing needs any more.
                 self.machine.tell(&Command::Settle, &[]);
                 text::release();
             }
+            // One that is being ended becomes nobody's own any more: it goes with whoever it belonged to.
             Notice::Ready { .. } => {}
             Notice::Restored => self.tell_identity(),
             Notice::ShuttingDown => observed.shutting_down = true,
