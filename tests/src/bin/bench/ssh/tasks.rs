@@ -19,6 +19,9 @@ const FLOOD: usize = 64 << 20;
 /// A client that sends nothing more for so long waits for the server.
 const STALLED_AFTER: Duration = Duration::from_secs(1);
 
+/// Bytes that a program on the server writes at once.
+const PIECE: usize = 64 << 10;
+
 /// The task that is all latency.
 pub(super) const CONNECT: &str = "ssh true";
 
@@ -84,9 +87,12 @@ fn ended(command: &mut Command) -> Finished {
     finish(command).expect(0)
 }
 
+/// The guest's program and the host's must write as much at once: busybox's `head` takes a kilobyte at a time.
 fn download(server: &Server, work: &Work) -> Duration {
     let size = work.bulk.len();
-    let got = ended(&mut server.endpoint.ssh(&format!("head -c {size} /dev/zero")));
+    let pieces = size / PIECE;
+    let write = format!("dd if=/dev/zero bs={PIECE} count={pieces} 2>/dev/null");
+    let got = ended(&mut server.endpoint.ssh(&write));
     assert_eq!(got.stdout.len(), size);
     got.took
 }
