@@ -221,14 +221,14 @@ impl Pool {
         lifetime: Lifetime,
         limit: Option<TimeLimit>,
     ) -> Result<StartedSandbox, PoolError> {
-        self.take_first(name, lifetime, limit).map(|(started, _)| started)
+        self.take_unreplaced(name, lifetime, limit).map(|(started, _)| started)
     }
 
     /// Like [`Pool::take`], but its replacement is made when the second value is dropped.
     ///
     /// # Errors
     /// As there.
-    pub(crate) fn take_first(
+    pub(crate) fn take_unreplaced(
         &self,
         name: Option<&Name>,
         lifetime: Lifetime,

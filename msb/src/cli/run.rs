@@ -102,9 +102,11 @@ pub(super) fn run(args: RunArgs, context: &Context) -> Result<u8, CliError> {
         let start_command = matches!(source, Source::Spec(..)).then_some(args.ready);
         let (mut started, replacement) = source.start(&what, context, &mut timings)?;
         // On a CPU that both share, the start of that process would hold up the session.
-        let replacing = tokio::spawn(async move {
-            tokio::time::sleep(HEAD_START).await;
-            drop(replacement);
+        let replacing = replacement.map(|replacement| {
+            tokio::spawn(async move {
+                tokio::time::sleep(HEAD_START).await;
+                drop(replacement);
+            })
         });
         let sandbox = started.sandbox().clone();
         timings.spawned_us = Some(now_us());
@@ -112,7 +114,9 @@ pub(super) fn run(args: RunArgs, context: &Context) -> Result<u8, CliError> {
             outcome = in_started(&mut started, &session, (args.boot, start_command), &what, &mut timings) => outcome,
             status = interrupted => Ok(status),
         };
-        replacing.abort();
+        if let Some(replacing) = replacing {
+            replacing.abort();
+        }
         match &outcome {
             Ok(_) if has_data => shut_down(&mut started).await,
             // If it broke because the guest is ending, that end is what to tell of.
@@ -188,7 +192,7 @@ impl Source {
             }
             Self::Pool(_, pool, args) => {
                 let (name, limit) = args.of_pool();
-                let taken = pool.take_first(name, Lifetime::OfStarter, limit);
+                let taken = pool.take_unreplaced(name, Lifetime::OfStarter, limit);
                 let (started, replacement) = taken.map_err(cannot(what))?;
                 Ok((started, Some(replacement)))
             }

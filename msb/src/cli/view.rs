@@ -112,7 +112,10 @@ impl SandboxView {
         let state = sandbox.state()?;
         let config = sandbox.config();
         let spec = config.spec.clone();
-        let latest: Option<RunRecord> = files::read_json(&sandbox.dir().run())?;
+        let started_at = match state.run() {
+            Some(run) => Some(run.started_at),
+            None => files::read_json(&sandbox.dir().run())?.map(|run: RunRecord| run.started_at),
+        };
         let ready = match &state {
             State::Running { ready, .. } | State::Paused { ready, .. } => Some(ready.clone()),
             _ => None,
@@ -133,7 +136,7 @@ impl SandboxView {
             io_limit: spec.io_limit,
             ssh: spec.ssh,
             created_at: config.created_at,
-            started_at: latest.map(|run| run.started_at),
+            started_at,
             ready_at: ready.as_ref().map(|ready| ready.ready_at),
             ended_at: exit.map(|exit| exit.ended_at),
             timeout_ms: spec.timeout,

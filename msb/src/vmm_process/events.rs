@@ -334,7 +334,7 @@ impl Watcher<'_> {
                 self.machine.tell(&Command::Settle, &[]);
                 text::release();
             }
-            // One that is being ended becomes nobody's own any more: it goes with whoever it belonged to.
+            // One that is being ended must not become its own: it goes with whoever it belonged to.
             Notice::Ready { .. } => {}
             Notice::Restored => self.tell_identity(),
             Notice::ShuttingDown => observed.shutting_down = true,
