@@ -7,6 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use msb::SandboxSpec;
+use msb::jail::cgroup::Cgroup;
 use msb::jail::namespaces::{self, Forked};
 use msb::jail::{self, Confinement, Isolation, JailError, landlock, privileges, root, seccomp, user};
 use msb_vmm::ThreadRole;
@@ -66,7 +67,7 @@ fn main() {
 /// How a process that did `attempt` ended. What it returns is the process's exit status.
 fn outcome(attempt: impl FnOnce(bool) -> u8) -> WaitStatus {
     // SAFETY: this program starts no thread outside the processes it forks.
-    match unsafe { namespaces::fork(|_| Ok(())) }.expect("a process can be forked") {
+    match unsafe { namespaces::fork(None) }.expect("a process can be forked") {
         Forked::Child { in_namespaces } => {
             // A panic would unwind into the parent's code.
             let attempted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| attempt(in_namespaces)));
@@ -297,8 +298,10 @@ fn a_file_grows_no_further_than_its_limit() {
 
 fn a_child_that_cannot_be_placed_never_runs() {
     let (mut ours, theirs) = UnixStream::pair().expect("sockets");
+    let directory = tempfile::tempdir().expect("a directory");
+    let no_cgroup = Cgroup::at(directory.path().to_owned());
     // SAFETY: this program starts no thread.
-    let forked = unsafe { namespaces::fork(|_| Err(io::Error::other("no place"))) };
+    let forked = unsafe { namespaces::fork(Some(&no_cgroup)) };
     if let Ok(Forked::Child { .. }) = &forked {
         let _ = (&theirs).write_all(b"x");
         // SAFETY: it ends this process at once, as is wanted.

@@ -134,6 +134,11 @@ fn is_managed(path: &Path) -> bool {
 }
 
 impl Cgroup {
+    /// One that somebody made at `path`.
+    pub fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+
     /// Makes the cgroup at `path`, which [`place`] named, for a VM with `disks`.
     ///
     /// # Errors
@@ -153,7 +158,7 @@ impl Cgroup {
             }
         }
         fs::create_dir(path).map_err(directory("make", path))?;
-        let cgroup = Self { path: path.to_owned() };
+        let cgroup = Self::at(path.to_owned());
         let limited = cgroup.limit(limits, disks);
         if limited.is_err() {
             // The refused limit is what to tell of.
@@ -175,6 +180,14 @@ impl Cgroup {
             self.write("io.max", &format!("{} rbps={bytes} wbps={bytes}", device_of(disk)?))?;
         }
         Ok(())
+    }
+
+    /// Its directory, for a process to be made in it.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn open(&self) -> io::Result<fs::File> {
+        fs::File::open(&self.path)
     }
 
     /// Moves a process into it.

@@ -2,9 +2,12 @@
 
 use std::fs;
 use std::io::{self, Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
 
 use rustix::process::{Pid, Signal, WaitOptions, getgid, getuid, kill_process, waitpid};
+
+use super::cgroup::Cgroup;
 
 /// All namespaces but that of time. The user namespace is what lets an unprivileged process have the others.
 const NAMESPACES: libc::c_int = libc::CLONE_NEWUSER
@@ -14,6 +17,9 @@ const NAMESPACES: libc::c_int = libc::CLONE_NEWUSER
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWCGROUP;
+
+/// `linux/sched.h`; of clone3(2) only, and too wide for the C library's type of flags.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// What [`fork`] returns, twice.
 #[derive(Debug)]
@@ -27,62 +33,61 @@ pub enum Forked {
     },
 }
 
-/// Forks a child in namespaces of its own, or, where the host allows none, in those of the parent. The parent does
-/// `place` to the child before the child goes on.
+/// Forks a child in namespaces of its own, or, where the host allows none, in those of the parent; in `cgroup`, if there is
+/// one, before it goes on.
 ///
 /// # Safety
 /// The process has one thread, so that the child may go on as any process.
 ///
 /// # Errors
-/// When the host refuses a process, or `place` fails: there is no child then.
-pub unsafe fn fork(place: impl FnOnce(Pid) -> io::Result<()>) -> io::Result<Forked> {
+/// When the host refuses a process, or the cgroup does not take it: there is no child then.
+pub unsafe fn fork(cgroup: Option<&Cgroup>) -> io::Result<Forked> {
     // SAFETY: the caller's promise.
-    let isolated = unsafe { fork_when(NAMESPACES, map_ids) };
+    let isolated = unsafe { fork_when(NAMESPACES, cgroup, map_ids) };
     let (forked, in_namespaces) = match isolated {
         Ok(forked) => (forked, true),
         // SAFETY: the caller's promise.
-        Err(_) => (unsafe { fork_when(0, |_| Ok(())) }?, false),
+        Err(_) => (unsafe { fork_when(0, cgroup, |_| Ok(())) }?, false),
     };
-    match forked {
-        Held::Child(parent) => {
-            wait_for(&parent);
-            Ok(Forked::Child { in_namespaces })
-        }
-        Held::Parent(pid, child) => match place(pid).and_then(|()| (&child).write_all(&[0])) {
-            Ok(()) => Ok(Forked::Parent(pid)),
-            Err(error) => {
-                discard(pid);
-                Err(error)
-            }
-        },
-    }
+    Ok(match forked {
+        Held::Child => Forked::Child { in_namespaces },
+        Held::Parent(pid) => Forked::Parent(pid),
+    })
 }
 
-/// A child that waits for a byte on its socket.
+/// A child that was let go by its parent.
 enum Held {
-    Parent(Pid, UnixStream),
-    Child(UnixStream),
+    Parent(Pid),
+    Child,
 }
 
-/// Forks a child that goes on when `prepare` has succeeded.
+/// Forks a child in `cgroup` that goes on when `prepare` has succeeded.
 ///
 /// # Safety
 /// As for [`fork`].
-unsafe fn fork_when(flags: libc::c_int, prepare: impl FnOnce(Pid) -> io::Result<()>) -> io::Result<Held> {
+unsafe fn fork_when(
+    flags: libc::c_int,
+    cgroup: Option<&Cgroup>,
+    prepare: impl FnOnce(Pid) -> io::Result<()>,
+) -> io::Result<Held> {
     let (ours, theirs) = UnixStream::pair()?;
+    let place = |child| cgroup.map_or(Ok(()), |cgroup| cgroup.attach(child).map_err(io::Error::other));
     // SAFETY: the caller's promise; without a stack of its own the child goes on here, as with fork(2).
-    match Pid::from_raw(unsafe { clone(flags) }?) {
-        Some(child) => match prepare(child).and_then(|()| (&ours).write_all(&[0])) {
-            Ok(()) => Ok(Held::Parent(child, ours)),
-            Err(error) => {
-                discard(child);
-                Err(error)
-            }
-        },
-        None => {
-            drop(ours);
-            wait_for(&theirs);
-            Ok(Held::Child(theirs))
+    let (child, is_placed) = unsafe { clone(flags, cgroup) }?;
+    let Some(child) = Pid::from_raw(child) else {
+        drop(ours);
+        wait_for(&theirs);
+        return Ok(Held::Child);
+    };
+    let placed = if is_placed { Ok(()) } else { place(child) };
+    match placed
+        .and_then(|()| prepare(child))
+        .and_then(|()| (&ours).write_all(&[0]))
+    {
+        Ok(()) => Ok(Held::Parent(child)),
+        Err(error) => {
+            discard(child);
+            Err(error)
         }
     }
 }
@@ -129,7 +134,9 @@ fn identity_of(map: &str) -> io::Result<String> {
         .ok_or_else(|| io::Error::other("a map of ids is not as user_namespaces(7) says"))
 }
 
-/// clone(2) as fork(2) with `flags`, past the C library, whose fork(3) takes none.
+/// clone3(2) as fork(2) with `flags`, past the C library, whose fork(3) takes none. Tells whether the child is in `cgroup`
+/// already: a process that is made there waits for nobody, while one that is moved there waits until all CPUs have seen
+/// it, some ten milliseconds. What refuses that, a filter of system calls or a cgroup that is gone, gets a plain clone(2).
 ///
 /// The child executes no other program, so what fork(3) does besides is missing for good. None of it is needed:
 /// - Handlers of `pthread_atfork` do not run. Nothing in this program registers any.
@@ -142,14 +149,30 @@ fn identity_of(map: &str) -> io::Result<String> {
 ///
 /// # Safety
 /// As for [`fork`].
-unsafe fn clone(flags: libc::c_int) -> io::Result<i32> {
+unsafe fn clone(flags: libc::c_int, cgroup: Option<&Cgroup>) -> io::Result<(i32, bool)> {
+    if let Some(Ok(directory)) = cgroup.map(Cgroup::open) {
+        // SAFETY: zeros mean for each argument that it is not given.
+        let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+        arguments.flags = CLONE_INTO_CGROUP | u64::from(flags.cast_unsigned());
+        arguments.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
+        arguments.cgroup = u64::from(directory.as_raw_fd().cast_unsigned());
+        // SAFETY: as below; the arguments are read before the call returns.
+        match unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<libc::clone_args>()) } {
+            -1 => {}
+            pid => return Ok((pid_of(pid), true)),
+        }
+    }
     let flags = libc::c_long::from(flags | libc::SIGCHLD);
     // SAFETY: without CLONE_VM the child has a copy of the memory, in which it goes on on the same stack; no addresses are
     // passed. That one thread is enough for the C library to work in the child is argued above.
     match unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) } {
         -1 => Err(io::Error::last_os_error()),
-        pid => Ok(i32::try_from(pid).expect("a process id is 32 bits")),
+        pid => Ok((pid_of(pid), false)),
     }
+}
+
+fn pid_of(result: libc::c_long) -> i32 {
+    i32::try_from(result).expect("a process id is 32 bits")
 }
 
 #[cfg(test)]

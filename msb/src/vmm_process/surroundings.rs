@@ -1,6 +1,5 @@
 //! What a VM's process is confined to, made by its keeper before there is a process.
 
-use std::io;
 use std::os::unix::fs::{MetadataExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 
@@ -91,17 +90,6 @@ fn size_of(path: &Path) -> u64 {
 }
 
 impl Surroundings {
-    /// Puts the VM's process into what was made for it.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub(super) fn place(&self, process: rustix::process::Pid) -> io::Result<()> {
-        match &self.cgroup {
-            Some(cgroup) => cgroup.attach(process).map_err(io::Error::other),
-            None => Ok(()),
-        }
-    }
-
     /// A machine that died may have died of its limits.
     pub(super) fn explain(&self, end: VmEnd) -> VmEnd {
         let killed = matches!(end, VmEnd::Failed(_)) && self.cgroup.as_ref().is_some_and(Cgroup::ran_out_of_memory);

@@ -140,7 +140,7 @@ impl Server {
             .map_err(|errno| start(errno.into()))?;
         let (word, say) = UnixStream::pair().map_err(start)?;
         // SAFETY: the caller's promise.
-        let process = match unsafe { namespaces::fork(|child| surroundings.place(child)) }.map_err(start)? {
+        let process = match unsafe { namespaces::fork(surroundings.cgroup.as_ref()) }.map_err(start)? {
             Forked::Child { in_namespaces } => run(confinement, &theirs, say, in_namespaces),
             Forked::Parent(pid) => Process(pid),
         };

@@ -76,7 +76,7 @@ fn boot(is_jailed: bool) -> [f64; 3] {
 fn fork(is_jailed: bool) -> Forked {
     if is_jailed {
         // SAFETY: this program has one thread.
-        return unsafe { namespaces::fork(|_| Ok(())) }.expect("a process can be forked");
+        return unsafe { namespaces::fork(None) }.expect("a process can be forked");
     }
     // SAFETY: as above.
     match Pid::from_raw(unsafe { libc::fork() }) {
