@@ -1,7 +1,9 @@
 //! Opens KVM and makes a VM whose vCPUs have local APICs.
 
 use std::io;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 
 use kvm_bindings::{
     CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, KvmIrqRouting,
@@ -19,6 +21,7 @@ use crate::devices::register_page::RegisterPages;
 use crate::devices::virtio::interrupt::USED_BUFFERS;
 use crate::devices::virtio::mmio::{INTERRUPT_ACK, MmioTransport, QUEUE_NOTIFY};
 use crate::memory::GuestMemory;
+use crate::thread;
 
 const DEVICE: &str = "/dev/kvm";
 const API_VERSION: i32 = 12;
@@ -118,10 +121,47 @@ pub fn open() -> Result<Kvm, KvmError> {
     }
 }
 
+/// A VM that KVM is making, on a thread of its own.
+///
+/// Before Linux 6.13, `KVM_CREATE_VM` moves a kernel thread into the caller's cgroup, which waits until every CPU was seen
+/// outside the kernel: ten milliseconds and more, in which memory can be filled.
+#[derive(Debug)]
+pub(crate) struct Creation(Option<JoinHandle<Result<(Kvm, VmFd), KvmError>>>);
+
+impl Creation {
+    /// Begins. Dropping it waits for the thread.
+    pub(crate) fn begin() -> io::Result<Self> {
+        let create = || {
+            let kvm = open()?;
+            let fd = create_vm(&kvm)?;
+            Ok((kvm, fd))
+        };
+        Ok(Self(Some(thread::builder("kvm").spawn(create)?)))
+    }
+
+    fn finish(mut self) -> Result<(Kvm, VmFd), KvmError> {
+        let thread = self.0.take().expect("only this and drop take it");
+        thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+    }
+}
+
+impl Drop for Creation {
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            // What is not wanted any more need not have succeeded.
+            let _ = thread.join();
+        }
+    }
+}
+
 impl KvmVm {
-    /// Makes a VM whose vCPUs have local APICs, and `memory` as its memory, which reads `registers` in their places.
-    pub(crate) fn new(kvm: &Kvm, memory: &GuestMemory, registers: &[&RegisterPages]) -> Result<Self, KvmError> {
-        let fd = create_vm(kvm)?;
+    /// Completes a VM whose vCPUs have local APICs, and `memory` as its memory, which reads `registers` in their places.
+    pub(crate) fn new(
+        creation: Creation,
+        memory: &GuestMemory,
+        registers: &[&RegisterPages],
+    ) -> Result<Self, KvmError> {
+        let (kvm, fd) = creation.finish()?;
         fd.set_identity_map_address(layout::KVM_IDENTITY_MAP)
             .doing("set the identity map")?;
         fd.set_tss_address(layout::KVM_TSS).doing("set the TSS address")?;

@@ -21,7 +21,7 @@ use crate::devices::virtio::mmio::RestoreError;
 use crate::devices::virtio::vsock::VsockError;
 use crate::event_loop::{EventLoop, EventLoopThread};
 use crate::exit::VmExit;
-use crate::kvm::{self, KvmError, KvmVm};
+use crate::kvm::{Creation, KvmError, KvmVm};
 use crate::memory::{self, GuestMemory, Mappings, MemoryError};
 use crate::snapshot::{HostFacts, Snapshot, SnapshotError};
 use crate::stats::{ExitCounters, ExitCounts};
@@ -160,11 +160,12 @@ impl Vm {
     /// Says what is wrong with the configuration or the host; nothing is left behind.
     pub fn build(config: &VmConfig) -> Result<Self, BuildError> {
         check_vcpus(config)?;
+        let creation = begin_creation()?;
         let mut kernel = File::open(&config.kernel).map_err(cannot_open(&config.kernel))?;
         let (memory, mappings) = memory::allocate(config.memory_mib, None)?;
         let (entry, kernel_end) = boot::load_kernel(&memory, &mut kernel, &config.kernel)?;
         let initramfs = boot::load_initramfs(&memory, &config.initramfs, kernel_end)?;
-        let frame = Frame::new(config, &memory, LegacyPorts::new)?;
+        let frame = Frame::new(config, creation, &memory, LegacyPorts::new)?;
 
         let tables = |error| BuildError::Load(boot::LoadError::Tables(error));
         registers::write_tables(&memory).map_err(tables)?;
@@ -189,8 +190,9 @@ impl Vm {
     /// When the snapshot is not of such a VM, or not one of this host; and as [`Self::build`].
     pub fn restore(config: &VmConfig, snapshot: &Snapshot, memory: File) -> Result<Self, BuildError> {
         check_vcpus(config)?;
+        let creation = begin_creation()?;
         let (memory, mappings) = memory::allocate(config.memory_mib, Some(memory))?;
-        let frame = Frame::new(config, &memory, |console| {
+        let frame = Frame::new(config, creation, &memory, |console| {
             LegacyPorts::restore(console, &snapshot.serial)
         })?;
         snapshot.check(&frame.kvm, config.vcpus, config.memory_mib, frame.bus.virtio().len())?;
@@ -417,6 +419,7 @@ impl Frame {
     /// KVM's part and the devices, connected; the legacy ports are made by `ports` from their console.
     fn new(
         config: &VmConfig,
+        creation: Creation,
         memory: &GuestMemory,
         ports: impl FnOnce(ConsoleWriter) -> io::Result<LegacyPorts>,
     ) -> Result<Self, BuildError> {
@@ -431,7 +434,7 @@ impl Frame {
         let virtio_pages = pages(layout::VIRTIO_MMIO, attach::count(config)?)?;
         let ioapic_pages = pages(layout::IOAPIC.into(), 1)?;
         let registers = [&virtio_pages, &ioapic_pages];
-        let kvm = Arc::new(KvmVm::new(&kvm::open()?, memory, &registers)?);
+        let kvm = Arc::new(KvmVm::new(creation, memory, &registers)?);
         let ports = ports(console).map_err(host("make the serial port"))?;
         kvm.connect_interrupt(ports.serial_line(), layout::SERIAL_IRQ)?;
         let AttachedDevices { transports, loops } = attach::attach_all(config, memory, &virtio_pages)?;
@@ -449,6 +452,13 @@ impl Frame {
             loops,
         })
     }
+}
+
+fn begin_creation() -> Result<Creation, BuildError> {
+    Creation::begin().map_err(|source| BuildError::Host {
+        doing: "start a thread to make the VM",
+        source,
+    })
 }
 
 fn check_vcpus(config: &VmConfig) -> Result<(), BuildError> {

@@ -181,7 +181,7 @@ pub struct Confinement {
     pub largest_file: u64,
 }
 
-/// Jails the calling process, which has one thread. Returns the layers that hold, and the filters for the threads to come.
+/// Jails the calling process, which has one thread; if it had more, after [`share_one_heap`]. Returns the layers that hold, and the filters for the threads to come.
 ///
 /// `in_namespaces` is what [`namespaces::fork`] said.
 ///
@@ -208,10 +208,10 @@ pub fn enter(confinement: &Confinement, in_namespaces: bool) -> Result<(Layers, 
     Ok((layers, filters))
 }
 
-/// Gives all threads one heap, the program's own. With heaps for threads, the C library opens files, which kills a jailed
+/// Gives all threads to come one heap, the program's own. With heaps for threads, the C library opens files, which kills a jailed
 /// process: to learn how many heaps there may be, once eight threads have one (each disk has a thread), and to learn whether
 /// one may shrink. The data path allocates nothing that threads could wait for each other for.
-fn share_one_heap() {
+pub fn share_one_heap() {
     // SAFETY: the call takes numbers only.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }

@@ -96,7 +96,7 @@ impl Machine {
     pub(super) unsafe fn spawn(plan: &Plan) -> io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
         // SAFETY: the caller's promise.
-        match unsafe { namespaces::fork(|child| plan.surroundings.place(child)) }? {
+        match unsafe { namespaces::fork(plan.surroundings.cgroup.as_ref()) }? {
             Forked::Child { in_namespaces } => {
                 drop(ours);
                 run(plan, &theirs, in_namespaces)
@@ -301,6 +301,8 @@ pub(super) fn close_all_but(kept: &mut [RawFd]) -> io::Result<()> {
 }
 
 fn start(plan: &Plan, in_namespaces: bool) -> Result<(RunningVm, Started), String> {
+    // One of its threads lives before the jail.
+    jail::share_one_heap();
     let machine = vm::build(&plan.config, plan.saved.as_ref())?;
     let built_us = now_us();
     let (layers, filters) =
@@ -309,7 +311,6 @@ fn start(plan: &Plan, in_namespaces: bool) -> Result<(RunningVm, Started), Strin
     let running = machine
         .start_with(&restrict)
         .map_err(|error| report::one_line(&error))?;
-    text::release();
     let started = Started {
         built_us,
         started_us: now_us(),
