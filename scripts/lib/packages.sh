@@ -9,6 +9,7 @@ make make
 flex flex
 bison bison
 bc bc
+patch patch
 xz xz-utils
 /usr/include/libelf.h libelf-dev
 /usr/include/stdlib.h libc6-dev'
