@@ -86,6 +86,23 @@ pub(crate) fn create(target: &Path, mode: u32, content: &[u8]) -> io::Result<boo
     }
 }
 
+/// Adds `content` to the file at `target`, which has `len` bytes or, without any, need not exist and gets this `mode`.
+/// Nobody waits for the disk.
+pub(crate) fn append(target: &Path, mode: u32, len: usize, content: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().append(true).create(true).mode(mode).open(target)?;
+    let written = file.write_all(content);
+    if written.is_err() {
+        // On a full disk, part of it may be there; the error is what to tell.
+        let _ = file.set_len(len as u64);
+    }
+    written
+}
+
+/// Removes what the file at `target` has after `len` bytes. Nobody waits for the disk.
+pub(crate) fn cut(target: &Path, len: usize) -> io::Result<()> {
+    OpenOptions::new().write(true).open(target)?.set_len(len as u64)
+}
+
 /// Reads a file that may not exist.
 pub(crate) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     absent_is_none(fs::read(path))
@@ -151,6 +168,21 @@ mod tests {
         assert!(!create(&target, 0o600, b"second").unwrap());
         assert_eq!(fs::read(&target).unwrap(), b"first");
         assert_eq!(names(directory.path()), ["key"]);
+    }
+
+    #[test]
+    fn a_file_grows_and_shrinks_at_its_end_in_place() {
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path().join("log");
+        append(&target, 0o600, 0, b"one\n").unwrap();
+        let before = fs::metadata(&target).unwrap();
+        assert_eq!(before.mode() & 0o7777, 0o600);
+        append(&target, 0o644, 4, b"two\n").unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"one\ntwo\n");
+        cut(&target, 4).unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"one\n");
+        let after = fs::metadata(&target).unwrap();
+        assert_eq!((after.ino(), after.mode()), (before.ino(), before.mode()));
     }
 
     #[test]

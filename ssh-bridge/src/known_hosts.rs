@@ -54,6 +54,8 @@ pub fn line(hosts: &[&str], key: &PublicKey) -> Result<String, KnownHostsError> 
 
 /// Pins `key` for `hosts` in the file at `path`, instead of whatever lines named one of them.
 ///
+/// Lines of other hosts survive a power cut. The new line does for certain once somebody had the file written to the disk.
+///
 /// # Errors
 /// When a host is no host name, or the file cannot be changed.
 pub fn add(path: &Path, hosts: &[&str], key: &PublicKey) -> Result<(), KnownHostsError> {
@@ -69,6 +71,8 @@ pub fn add(path: &Path, hosts: &[&str], key: &PublicKey) -> Result<(), KnownHost
 }
 
 /// Removes the lines that name one of `hosts` from the file at `path`. Without such a line nothing changes.
+///
+/// Lines of other hosts survive a power cut; those that were removed may, too.
 ///
 /// # Errors
 /// When the file cannot be changed.
@@ -110,12 +114,20 @@ fn update(path: &Path, change: impl FnOnce(&[u8]) -> Vec<u8>) -> Result<(), Know
     let mut lock = OsString::from(path);
     lock.push(".lock");
     let _lock = atomic::lock(Path::new(&lock)).map_err(error("lock"))?;
-    let old = atomic::read(path).map_err(error("read"))?;
-    let new = change(old.as_deref().unwrap_or_default());
-    if old.as_ref() == Some(&new) || (old.is_none() && new.is_empty()) {
-        return Ok(());
-    }
-    atomic::replace_keeping_mode(path, 0o600, &new).map_err(error("write"))
+    let old = atomic::read(path).map_err(error("read"))?.unwrap_or_default();
+    let new = change(&old);
+    // Most sandboxes come and go at the end of the file, where no other line is touched and nobody has to wait for a disk.
+    let written = if let Some(added) = new.strip_prefix(&old[..]) {
+        match added {
+            [] => Ok(()),
+            added => atomic::append(path, 0o600, old.len(), added),
+        }
+    } else if old.starts_with(&new) {
+        atomic::cut(path, new.len())
+    } else {
+        atomic::replace_keeping_mode(path, 0o600, &new)
+    };
+    written.map_err(error("write"))
 }
 
 #[cfg(test)]
@@ -169,6 +181,30 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&path).unwrap(), expected);
         remove(&path, &["2.msb"]).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{foreign}\n"));
+    }
+
+    #[test]
+    fn the_last_line_comes_and_goes_in_place() {
+        use std::os::unix::fs::MetadataExt as _;
+
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("known_hosts");
+        let (first, second) = (key(), key());
+        add(&path, &["1.msb"], first.public_key()).unwrap();
+        let alone = std::fs::read(&path).unwrap();
+        let inode = || std::fs::metadata(&path).unwrap().ino();
+        let before = inode();
+        add(&path, &["2.msb"], second.public_key()).unwrap();
+        remove(&path, &["2.msb"]).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), alone);
+        assert_eq!(inode(), before);
+
+        add(&path, &["2.msb"], second.public_key()).unwrap();
+        remove(&path, &["1.msb"]).unwrap();
+        assert_eq!(
+            std::fs::read_to_string(&path).unwrap(),
+            line(&["2.msb"], second.public_key()).unwrap()
+        );
     }
 
     #[test]

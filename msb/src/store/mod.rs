@@ -268,7 +268,12 @@ impl Store {
             files::sync(&dir.writable())?;
         }
         files::sync(dir.path())?;
-        Ok(files::sync(&self.layout.sandboxes())?)
+        files::sync(&self.layout.sandboxes())?;
+        // Its user may have removed it.
+        if self.layout.known_hosts().exists() {
+            files::sync(&self.layout.known_hosts())?;
+        }
+        Ok(files::sync(&self.layout.home)?)
     }
 
     /// Makes the directory of a sandbox's sockets, empty.
