@@ -12,10 +12,17 @@ use rustix::process::Pid;
 
 use crate::emulation::forget_earlier_guests;
 use crate::figure::{Figure, State};
+use crate::instructions::{Instructions, Mode};
 use crate::tracing::Counter;
 
 /// Threads of the VM's process, and the keeper: their system calls count. All of `msb`'s own names begin so.
-const NAMES: [&str; 5] = ["msb", "vcpu", "vsock", "rng", "block"];
+const NAMES: [&str; 7] = ["msb", "kvm", "vcpu", "vsock", "rng", "balloon", "block"];
+
+/// The system calls that copy between a process and the kernel, and return how many bytes.
+const COPIES: [&str; 12] = [
+    "read", "readv", "pread64", "preadv", "recvfrom", "recvmsg", "write", "writev", "pwrite64", "pwritev", "sendto",
+    "sendmsg",
+];
 
 /// Why a vCPU left the guest: AMD's numbers (APM volume 2, appendix C).
 const SVM_EXITS: [(u64, &str); 10] = [
@@ -48,6 +55,9 @@ const VMX_EXITS: [(u64, &str); 9] = [
 /// local APIC (SDM volume 3, sections 11.5.4 and 11.12.1.2).
 const TIMER_REGISTERS: [u32; 2] = [0x6e0, 0x838];
 
+/// Whose instructions are counted, and how that is called.
+const MODES: [(Mode, &str); 2] = [(Mode::Host, "of the host"), (Mode::Guest, "of the guest")];
+
 /// How long a guest has nothing to do before it counts as idle: page reporting and writeback take a few seconds.
 const SETTLING: Duration = Duration::from_secs(10);
 
@@ -58,6 +68,9 @@ const IDLE_SECONDS: usize = 20;
 const ECHOES: usize = 50;
 
 pub(crate) fn measure(samples: usize) -> Vec<Figure> {
+    if let Err(error) = Instructions::start(Mode::Host) {
+        eprintln!("bench: this host counts no instructions: {error}");
+    }
     let msb = Msb::new();
     // The first run reads everything from the disk.
     msb.run(["run", "--", "true"]).expect(0);
@@ -65,8 +78,18 @@ pub(crate) fn measure(samples: usize) -> Vec<Figure> {
     for _ in 0..samples {
         forget_earlier_guests();
         let counters = Counters::start();
+        let mut instructions = MODES.map(|(mode, whose)| (Instructions::start(mode), whose));
         let sandbox = msb.create("counted");
         counters.add_to(&mut figures, State::Cold, "until ready", 1);
+        for (counter, whose) in &mut instructions {
+            // What this host cannot count was said.
+            if let Ok(count) = counter.as_mut().map(Instructions::read) {
+                let count = count.expect("a counter can be read");
+                let name = format!("until ready: instructions {whose}");
+                figures.add(Figure::cold(name, "count"), approximate(count));
+            }
+        }
+        drop(instructions);
         let cpu = cpu_ms(sandbox.vmm()) + cpu_ms(sandbox.vm());
         let name = "until ready: processor time of keeper and VM";
         figures.add(Figure::cold(name, "ms"), cpu);
@@ -125,6 +148,7 @@ struct Counters {
     interrupts: Counter,
     registers: Counter,
     calls: Counter,
+    copies: Vec<Counter>,
     faults: Counter,
 }
 
@@ -133,11 +157,15 @@ impl Counters {
         let start = |event, key| {
             Counter::start(event, key).unwrap_or_else(|error| panic!("cannot count {event} by {key}: {error}"))
         };
+        let returned_by = |call| {
+            Counter::returned_by(call).unwrap_or_else(|error| panic!("cannot add up what {call} returns: {error}"))
+        };
         Self {
             exits: start("kvm/kvm_exit", "exit_reason"),
             interrupts: start("kvm/kvm_inj_virq", "vector"),
             registers: start("kvm/kvm_msr", "ecx"),
             calls: start("raw_syscalls/sys_enter", "common_pid.execname"),
+            copies: COPIES.map(returned_by).into(),
             faults: start("exceptions/page_fault_user", "common_pid.execname"),
         }
     }
@@ -146,9 +174,10 @@ impl Counters {
     fn add_to(&self, figures: &mut Figures, state: State, what: &str, times: usize) {
         let read = |counter: &Counter| counter.read().expect("tracefs can be read");
         let each = |count: u64| approximate(count) / approximate(times as u64);
-        let mut add = |name: &str, count: u64| {
-            figures.add(Figure::new(state, format!("{what}: {name}"), "count"), each(count));
+        let mut add_of = |unit, name: &str, count: u64| {
+            figures.add(Figure::new(state, format!("{what}: {name}"), unit), each(count));
         };
+        let mut add = |name: &str, count| add_of("count", name, count);
         let exits = named_exits(read(&self.exits));
         let total = exits.values().sum();
         add("exits", total);
@@ -160,6 +189,8 @@ impl Counters {
         add("interrupts", read(&self.interrupts).values().sum());
         add("system calls of msb", of_msb(&read(&self.calls)));
         add("page faults of msb", of_msb(&read(&self.faults)));
+        let copied = self.copies.iter().map(read).map(|sums| of_msb(&sums)).sum();
+        add_of("bytes", "copied by system calls of msb", copied);
     }
 }
 

@@ -12,6 +12,7 @@ mod fork;
 mod guest;
 mod idle;
 mod images;
+mod instructions;
 mod jail;
 mod options;
 mod peers;
