@@ -1,5 +1,7 @@
 //! When each phase of a start was over.
 
+use std::time::Instant;
+
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +12,9 @@ use serde::{Deserialize, Serialize};
 pub struct Timings {
     /// The VMM process runs msb's code.
     pub vmm_started_us: Option<u64>,
-    /// KVM and the guest's memory are set up.
+    /// Kernel and image are in the guest's memory.
+    pub kernel_loaded_us: Option<u64>,
+    /// KVM and the devices are set up.
     pub vm_built_us: Option<u64>,
     /// The virtual CPUs run.
     pub vm_started_us: Option<u64>,
@@ -20,6 +24,12 @@ pub struct Timings {
     pub guest_init_us: Option<u64>,
     /// Guest uptime when SSH was ready.
     pub guest_ready_us: Option<u64>,
+}
+
+/// A moment of the past, in microseconds of `CLOCK_MONOTONIC`.
+pub fn us_at(moment: Instant) -> u64 {
+    let ago = u64::try_from(moment.elapsed().as_micros()).unwrap_or(u64::MAX);
+    now_us().saturating_sub(ago)
 }
 
 /// Now, in microseconds of `CLOCK_MONOTONIC`.

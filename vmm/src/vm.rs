@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -92,6 +93,7 @@ pub struct Vm {
     kvm: Arc<KvmVm>,
     host: HostFacts,
     memory_mib: u32,
+    loaded_at: Option<Instant>,
     // Last: everything above may use guest memory.
     mappings: Mappings,
 }
@@ -165,6 +167,7 @@ impl Vm {
         let (memory, mappings) = memory::allocate(config.memory_mib, None)?;
         let (entry, kernel_end) = boot::load_kernel(&memory, &mut kernel, &config.kernel)?;
         let initramfs = boot::load_initramfs(&memory, &config.initramfs, kernel_end)?;
+        let loaded_at = Some(Instant::now());
         let frame = Frame::new(config, creation, &memory, LegacyPorts::new)?;
 
         let tables = |error| BuildError::Load(boot::LoadError::Tables(error));
@@ -177,7 +180,10 @@ impl Vm {
         let vcpus = (0..config.vcpus)
             .map(|id| Vcpu::new(&frame.kvm, id, config.vcpus, entry))
             .collect::<Result<_, _>>()?;
-        Ok(Self::new(config, frame, vcpus, mappings))
+        Ok(Self {
+            loaded_at,
+            ..Self::new(config, frame, vcpus, mappings)
+        })
     }
 
     /// Makes the VM that `config` describes as it was when `snapshot` and `memory` were saved. Kernel, initramfs and
@@ -230,9 +236,15 @@ impl Vm {
             supervisor,
             host: HostFacts::of(&kvm),
             memory_mib: config.memory_mib,
+            loaded_at: None,
             kvm,
             mappings,
         }
+    }
+
+    /// When kernel and initramfs were in the guest's memory; `None` for a guest that was saved.
+    pub fn loaded_at(&self) -> Option<Instant> {
+        self.loaded_at
     }
 
     /// Starts the guest.
@@ -257,6 +269,7 @@ impl Vm {
             kvm,
             host,
             memory_mib,
+            loaded_at: _,
             mappings,
         } = self;
         let refused = |source| BuildError::Host {

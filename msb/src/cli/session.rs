@@ -10,7 +10,7 @@ use super::error::{CliError, TRANSPORT_ERROR, cannot};
 use super::spec_args::{BootTimeout, EnvVar};
 use crate::Sandbox;
 use crate::sandbox::ssh::{SshClientOptions, SshError, is_transport};
-use crate::timings::now_us;
+use crate::timings::{now_us, us_at};
 
 /// What to run in the guest, and how.
 #[derive(Clone, Debug)]
@@ -30,6 +30,8 @@ pub(super) struct Session {
 pub(super) struct SessionTimings {
     /// The login succeeded.
     ssh_connected_us: Option<u64>,
+    /// The first byte of the program's output or error was written; none if there was none.
+    first_output_us: Option<u64>,
     /// The program ended and all its output was written.
     session_ended_us: Option<u64>,
 }
@@ -54,20 +56,21 @@ pub(super) async fn run(
     };
     let client = sandbox.ssh().open_client(options).await.map_err(ssh_error(what))?;
     timings.ssh_connected_us = Some(now_us());
-    let status = copy(&client, session, what).await;
+    let stdio = Stdio::inherit().map_err(cannot("use standard input and output"))?;
+    let status = copy(&client, session, what, &stdio).await;
+    timings.first_output_us = stdio.first_output().map(us_at);
     timings.session_ended_us = Some(now_us());
     status
 }
 
-async fn copy(client: &SshClient, session: &Session, what: &str) -> Result<u8, CliError> {
+async fn copy(client: &SshClient, session: &Session, what: &str, stdio: &Stdio) -> Result<u8, CliError> {
     let program = session.command.clone().map_or(Program::Shell, Program::Exec);
     let env: Vec<(String, String)> = session
         .env
         .iter()
         .map(|var| (var.key.clone(), var.value.clone()))
         .collect();
-    let stdio = Stdio::inherit().map_err(cannot("use standard input and output"))?;
-    match client.copy_stdio(&program, session.tty, &env, &stdio).await {
+    match client.copy_stdio(&program, session.tty, &env, stdio).await {
         Ok(status) => Ok(status.shell_code()),
         Err(error) => Err(client_error(what, &error)),
     }

@@ -22,7 +22,7 @@ use super::vm::{self, SavedFiles};
 use crate::jail::namespaces::{self, Forked};
 use crate::jail::{self, Layers};
 use crate::report;
-use crate::timings::now_us;
+use crate::timings::{now_us, us_at};
 
 /// The longest line, in bytes, with its newline: an end carries a message.
 const MAX_LINE: usize = 64 * 1024;
@@ -48,7 +48,9 @@ enum Report {
 /// A guest that runs.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(super) struct Started {
-    /// When everything was opened and loaded; see [`now_us`].
+    /// When kernel and image were loaded, unless the guest was saved; see [`now_us`].
+    pub(super) loaded_us: Option<u64>,
+    /// When everything was opened and set up.
     pub(super) built_us: u64,
     /// When the guest was started.
     pub(super) started_us: u64,
@@ -304,6 +306,7 @@ fn start(plan: &Plan, in_namespaces: bool) -> Result<(RunningVm, Started), Strin
     // One of its threads lives before the jail.
     jail::share_one_heap();
     let machine = vm::build(&plan.config, plan.saved.as_ref())?;
+    let loaded_us = machine.loaded_at().map(us_at);
     let built_us = now_us();
     let (layers, filters) =
         jail::enter(&plan.surroundings.confinement, in_namespaces).map_err(|error| report::one_line(&error))?;
@@ -312,6 +315,7 @@ fn start(plan: &Plan, in_namespaces: bool) -> Result<(RunningVm, Started), Strin
         .start_with(&restrict)
         .map_err(|error| report::one_line(&error))?;
     let started = Started {
+        loaded_us,
         built_us,
         started_us: now_us(),
         layers,

@@ -179,6 +179,7 @@ impl Run {
             Ok(_) => return Ok((machine.ended(), Observed::stopped(killed))),
             Err(end) => return Ok((surroundings.explain(end), Observed::stopped(killed))),
         };
+        timings.kernel_loaded_us = started.loaded_us;
         timings.vm_built_us = Some(started.built_us);
         timings.vm_started_us = Some(started.started_us);
         self.write_run_record(

@@ -5,6 +5,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
+use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, Mode, OFlags};
@@ -32,6 +34,12 @@ impl Stdio {
     /// When a descriptor is closed, or there is no runtime that drives input and output.
     pub fn inherit() -> io::Result<Self> {
         Self::new(io::stdin().as_fd(), io::stdout().as_fd(), io::stderr().as_fd())
+    }
+
+    /// When the first byte of output or error was written, if one was.
+    pub fn first_output(&self) -> Option<Instant> {
+        let written = [&self.output, &self.error].map(|output| output.began.get().copied());
+        written.into_iter().flatten().min()
     }
 
     /// Any three descriptors. They are duplicated, not taken.
@@ -167,6 +175,8 @@ enum Write {
 pub(crate) struct LocalOutput {
     descriptor: Descriptor,
     write: Write,
+    /// When the first byte was written.
+    began: OnceLock<Instant>,
 }
 
 impl LocalOutput {
@@ -183,6 +193,7 @@ impl LocalOutput {
         Ok(Self {
             descriptor: Descriptor::new(descriptor, Interest::WRITABLE)?,
             write,
+            began: OnceLock::new(),
         })
     }
 
@@ -198,6 +209,7 @@ impl LocalOutput {
             if written == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
+            self.began.get_or_init(Instant::now);
             bytes = &bytes[written..];
         }
         Ok(())
@@ -226,7 +238,11 @@ mod tests {
             assert_eq!(output.write, Write::Whole, "an own pipe can be opened anew");
             if write == Write::Careful {
                 let descriptor = Descriptor::new(writer.try_clone().unwrap().into(), Interest::WRITABLE).unwrap();
-                output = LocalOutput { descriptor, write };
+                output = LocalOutput {
+                    descriptor,
+                    write,
+                    began: OnceLock::new(),
+                };
             }
             let bytes = vec![7; 1024 * 1024];
             // The write cannot complete before the read starts: on one thread, only if it does not block.
@@ -244,6 +260,19 @@ mod tests {
             assert!(read.unwrap() == bytes);
             assert!(!rustix::fs::fcntl_getfl(&writer).unwrap().contains(OFlags::NONBLOCK));
         }
+    }
+
+    #[tokio::test]
+    async fn the_first_output_is_the_first_byte_of_either_stream() {
+        let file = tempfile::tempfile().unwrap();
+        let stdio = Stdio::new(file.as_fd(), file.as_fd(), file.as_fd()).unwrap();
+        stdio.output.write_all(b"").await.unwrap();
+        assert_eq!(stdio.first_output(), None);
+        stdio.error.write_all(b"error").await.unwrap();
+        let first = stdio.first_output();
+        assert!(first.is_some());
+        stdio.output.write_all(b"output").await.unwrap();
+        assert_eq!(stdio.first_output(), first);
     }
 
     #[tokio::test]

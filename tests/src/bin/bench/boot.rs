@@ -11,9 +11,14 @@ use crate::emulation::forget_earlier_guests;
 use crate::figure::Figure;
 
 /// `pairs` of phases of `msb run --timings`, each with the figure of the time between them.
-const PHASES: [(&str, &str, &str); 7] = [
+const PHASES: [(&str, &str, &str); 8] = [
     ("msb start to VMM process", "process_started_us", "vmm_started_us"),
-    ("VMM process to VM built", "vmm_started_us", "vm_built_us"),
+    ("VMM process to kernel loaded", "vmm_started_us", "kernel_loaded_us"),
+    (
+        "kernel loaded to VM built: KVM and devices",
+        "kernel_loaded_us",
+        "vm_built_us",
+    ),
     ("VM built to guest started: the jail", "vm_built_us", "vm_started_us"),
     ("guest started to ready notice", "vm_started_us", "ready_us"),
     ("ready notice to SSH connected", "ready_us", "ssh_connected_us"),
