@@ -29,7 +29,8 @@ pub(crate) fn measure(samples: usize) -> Vec<Figure> {
     let sandbox = msb.create_with("bench", &["--volume", &option]);
     // The guest's own clock, so that no connection is measured; microseconds.
     let timed = |script: &str| {
-        let clock = "awk '{print $1 * 1000000}' /proc/uptime";
+        // Not by `print`, which writes most large products with an exponent.
+        let clock = r#"awk '{printf "%.0f", $1 * 1000000}' /proc/uptime"#;
         let script =
             format!("begin=$({clock}); {script} >/dev/null 2>&1 || exit; end=$({clock}); echo $((end - begin))");
         let micros: u32 = sandbox
