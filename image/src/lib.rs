@@ -6,6 +6,7 @@
 pub mod assemble;
 pub mod config;
 pub mod content;
+pub mod cramfs;
 pub mod digest;
 mod directory;
 pub mod erofs;

@@ -12,8 +12,11 @@ const REPLACED: &str = "msb (deleted)";
 pub struct Assets {
     /// An uncompressed ELF kernel.
     pub kernel: PathBuf,
-    /// The shared initramfs: a newc archive.
-    pub initramfs: PathBuf,
+    /// The archives (newc) of the shared initramfs.
+    pub initramfs: Vec<PathBuf>,
+    /// Programs of the image that the guest runs from memory which it shares with others: a cramfs. A kernel that is not
+    /// ours may not know how, and has them in its initramfs.
+    pub programs: Option<PathBuf>,
     /// Programs of the image that are read only when they run: a read-only EROFS disk.
     pub tools: PathBuf,
     /// The program of a sandbox's VMM. It has nothing of msb that a running VM does not need.
@@ -25,7 +28,7 @@ pub struct Assets {
 pub enum AssetsError {
     /// The path of the running program is unknown.
     #[error(
-        "cannot find out where msb itself is; set MSB_LIB to the directory with msb-vmm, vmlinux, initramfs.cpio and tools.erofs"
+        "cannot find out where msb itself is; set MSB_LIB to the directory with msb-vmm, vmlinux and the built-in image"
     )]
     OwnPath(#[source] io::Error),
     /// A file is not where it belongs.
@@ -56,11 +59,18 @@ impl Assets {
     /// When one is missing.
     pub fn find(kernel: Option<&Path>) -> Result<Self, AssetsError> {
         let directory = Self::directory()?;
+        let mut initramfs = vec![directory.join("initramfs.cpio")];
+        let programs = match kernel {
+            Some(_) => {
+                initramfs.push(directory.join("programs.cpio"));
+                None
+            }
+            None => Some(directory.join("programs.cramfs")),
+        };
         let kernel = kernel.map_or_else(|| directory.join("vmlinux"), Path::to_owned);
-        let initramfs = directory.join("initramfs.cpio");
         let tools = directory.join("tools.erofs");
         let vmm = directory.join("msb-vmm");
-        for file in [&kernel, &initramfs, &tools, &vmm] {
+        for file in [&kernel, &tools, &vmm].into_iter().chain(&initramfs).chain(&programs) {
             if !file.is_file() {
                 return Err(AssetsError::Missing(file.clone()));
             }
@@ -68,6 +78,7 @@ impl Assets {
         Ok(Self {
             kernel,
             initramfs,
+            programs,
             tools,
             vmm,
         })

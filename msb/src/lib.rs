@@ -42,6 +42,7 @@ pub mod images;
 pub mod jail;
 mod log;
 pub mod pools;
+mod programs;
 pub mod quote;
 mod report;
 pub mod sandbox;

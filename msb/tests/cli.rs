@@ -23,6 +23,7 @@ impl Machine {
         std::fs::create_dir(&lib).unwrap();
         std::fs::write(lib.join("vmlinux"), kernel).unwrap();
         std::fs::write(lib.join("initramfs.cpio"), b"").unwrap();
+        std::fs::write(lib.join("programs.cramfs"), [0; 4096]).unwrap();
         std::fs::write(lib.join("tools.erofs"), b"").unwrap();
         std::fs::copy(env!("CARGO_BIN_EXE_msb-vmm"), lib.join("msb-vmm")).unwrap();
         self

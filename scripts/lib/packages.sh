@@ -16,6 +16,7 @@ xz xz-utils
 kernel_source_needs='
 /usr/src/linux-source-6.12.tar.xz linux-source-6.12'
 image_needs='
+gcc gcc
 cpio cpio
 rsync rsync
 /sbin/mke2fs e2fsprogs

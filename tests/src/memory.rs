@@ -28,24 +28,68 @@ impl VmMemory {
 
     fn parse(smaps: &str, guest_mib: u64) -> Self {
         let mut memory = Self::default();
-        let mut is_guest = false;
-        for line in smaps.lines() {
-            let mut words = line.split_whitespace();
-            let (Some(key), Some(value)) = (words.next(), words.next()) else {
-                continue;
-            };
-            let kib = value.parse::<u32>().unwrap_or(0);
-            match key {
-                "Size:" => is_guest = u64::from(kib) >= guest_mib << 10,
+        let mappings = mappings(smaps);
+        let is_large = |mapping: &Mapping<'_>| mapping.size >= guest_mib << 10;
+        // What the guest only reads is of a file of its own, or behind its saved memory.
+        let saved = mappings
+            .iter()
+            .find(|mapping| is_large(mapping))
+            .and_then(|mapping| mapping.file);
+        let is_rom = |mapping: &Mapping<'_>| {
+            let file = mapping.file.unwrap_or_default();
+            file.contains("/programs-") || (file.starts_with('/') && mapping.file == saved)
+        };
+        for mapping in &mappings {
+            if is_large(mapping) {
                 // Pages of a saved memory that nobody else maps are private, too, though they are the file's.
-                "Anonymous:" if is_guest => memory.guest_private += kib,
-                "Private_Clean:" | "Private_Dirty:" if !is_guest => memory.other_private += kib,
-                "Rss:" if !is_guest => memory.other_resident += kib,
-                _ => {}
+                memory.guest_private += mapping.anonymous;
+            } else if !is_rom(mapping) {
+                memory.other_private += mapping.private;
+                memory.other_resident += mapping.resident;
             }
         }
         memory
     }
+}
+
+/// A mapping of a process; sizes in KiB.
+#[derive(Debug, Default)]
+struct Mapping<'a> {
+    file: Option<&'a str>,
+    size: u64,
+    resident: u32,
+    private: u32,
+    anonymous: u32,
+}
+
+fn mappings(smaps: &str) -> Vec<Mapping<'_>> {
+    let mut mappings: Vec<Mapping<'_>> = Vec::new();
+    for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        let (Some(key), Some(value)) = (words.next(), words.next()) else {
+            continue;
+        };
+        if !key.ends_with(':') {
+            // Behind addresses and permissions come offset, device and inode.
+            let file = words.nth(3);
+            mappings.push(Mapping {
+                file,
+                ..Mapping::default()
+            });
+            continue;
+        }
+        let (Some(mapping), Ok(kib)) = (mappings.last_mut(), value.parse::<u32>()) else {
+            continue;
+        };
+        match key {
+            "Size:" => mapping.size = kib.into(),
+            "Rss:" => mapping.resident = kib,
+            "Anonymous:" => mapping.anonymous = kib,
+            "Private_Clean:" | "Private_Dirty:" => mapping.private += kib,
+            _ => {}
+        }
+    }
+    mappings
 }
 
 /// Resident KiB of process `pid` outside its mapping of `guest_mib` MiB of guest memory.
@@ -74,6 +118,14 @@ Rss:                 900 kB
 Private_Clean:         0 kB
 Private_Dirty:       800 kB
 Anonymous:           100 kB
+8f00-8f10 r--s 00000000 00:01 3 /run/msb/programs-1
+Size:                512 kB
+Rss:                 512 kB
+Private_Clean:       512 kB
+9f00-9f10 r--s 00100000 00:01 2 /memfd:guest (deleted)
+Size:                512 kB
+Rss:                 512 kB
+Private_Clean:       512 kB
 ";
         let expected = VmMemory {
             guest_private: 100,

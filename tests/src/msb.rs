@@ -13,6 +13,7 @@ use crate::commands::{Finished, finish};
 #[derive(Debug)]
 pub struct Msb {
     directory: tempfile::TempDir,
+    memory: tempfile::TempDir,
 }
 
 /// A running sandbox.
@@ -29,11 +30,14 @@ impl Msb {
     /// # Panics
     /// When there is no space for it.
     pub fn new() -> Self {
+        let directory = |parent| {
+            let made = tempfile::Builder::new().prefix("msb").tempdir_in(parent);
+            made.unwrap_or_else(|error| panic!("there is no space in {parent}: {error}"))
+        };
         Self {
-            directory: tempfile::Builder::new()
-                .prefix("msb")
-                .tempdir_in("/tmp")
-                .expect("there is space in /tmp"),
+            directory: directory("/tmp"),
+            // In memory, as where msb has it by default.
+            memory: directory("/dev/shm"),
         }
     }
 
@@ -44,7 +48,7 @@ impl Msb {
 
     /// `$MSB_RUNTIME_DIR`.
     pub fn runtime(&self) -> PathBuf {
-        self.directory.path().join("run")
+        self.memory.path().join("run")
     }
 
     /// A directory for the test's own files.
@@ -170,7 +174,12 @@ impl Msb {
         for directory in ["sandboxes", "names", "transient", "pools"] {
             left.extend(entries(&self.home().join(directory)));
         }
-        left.extend(entries(&self.runtime()));
+        // The programs are no sandbox's.
+        left.extend(
+            entries(&self.runtime())
+                .into_iter()
+                .filter(|path| !path.contains("/programs-")),
+        );
         left.extend(entries(&self.home()).into_iter().filter(|path| path.ends_with(".tmp")));
         let known_hosts = fs::read_to_string(self.home().join("known_hosts")).unwrap_or_default();
         left.extend(known_hosts.lines().map(str::to_owned));

@@ -28,10 +28,11 @@ pub struct ProgramsDisk {
 }
 
 impl ProgramsDisk {
-    /// For a guest: mounts the first disk and links what is on it where the guest has nothing.
+    /// For a guest with the built-in image: mounts the first disk and links what is on it where the guest has nothing.
     pub const INSTALL: &'static str = "mkdir -p /opt/programs && mount -t erofs -o ro /dev/vda /opt/programs && \
-        cd /opt/programs && for path in usr/bin/* usr/lib/* lib/x86_64-linux-gnu/*; do \
-        [ -e \"/$path\" ] || ln -s \"/opt/programs/$path\" \"/$path\" || exit 1; done";
+        cd /opt/programs && for path in usr/bin/* usr/lib/* lib/x86_64-linux-gnu/*; do case $path in \
+        usr/bin/*) link=/usr/local/bin/${path##*/} ;; *) link=/$path ;; esac; \
+        [ -e \"/$path\" ] || ln -s \"/opt/programs/$path\" \"$link\" || exit 1; done";
 
     /// Makes the image below `scratch`.
     ///

@@ -49,6 +49,35 @@ fn sandboxes_of_root_are_strangers_to_each_other_and_to_the_host() {
 }
 
 #[test]
+fn programs_are_shared_and_no_guest_can_change_them() {
+    let msb = Msb::new();
+    let (one, other) = (msb.create("one"), msb.create("other"));
+    let files = fs::read_dir(msb.runtime()).unwrap().map(|file| file.unwrap().path());
+    let programs: Vec<_> = files
+        .filter(|path| path.to_string_lossy().contains("/programs-"))
+        .collect();
+    let [programs] = programs.as_slice() else {
+        panic!("{programs:?}");
+    };
+    for sandbox in [&one, &other] {
+        let maps = read(&PathBuf::from(format!("/proc/{}/maps", sandbox.vm().as_raw_nonzero())));
+        let mapping = maps.lines().find(|line| line.ends_with(programs.to_str().unwrap()));
+        assert!(mapping.is_some_and(|line| line.contains(" r--s ")), "{maps}");
+    }
+    let contents = fs::read(programs).unwrap();
+
+    // By all ways to physical memory that root has: the last one reads what is there now.
+    let attempts = "echo x >/dev/mtd0 && echo written; devmem 0xe0000000 32 0; devmem 0xe0003000 32 0; \
+        echo x >/usr/bin/true && echo written; devmem 0xe0000000 32";
+    let tried = one.ssh(attempts).expect(0);
+    assert_eq!(tried.text(), "0x28CD3D45\n", "{tried:?}");
+    assert!(fs::read(programs).unwrap() == contents);
+    for sandbox in [&one, &other] {
+        assert_eq!(sandbox.ssh("echo untouched").expect(0).text(), "untouched\n");
+    }
+}
+
+#[test]
 fn root_opens_disks_of_any_user_for_a_guest() {
     let msb = Msb::new();
     let disk = msb.scratch("disk");

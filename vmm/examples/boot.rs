@@ -18,6 +18,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         memory_mib: 256,
         kernel: PathBuf::from(kernel),
         initramfs: initramfs.split(',').map(|path| Initramfs::File(path.into())).collect(),
+        rom: None,
         cmdline: arguments.collect::<Vec<_>>().join(" "),
         console: Console::Log(ConsoleLog {
             path: console.clone(),

@@ -17,6 +17,10 @@ pub struct VmConfig {
     pub kernel: PathBuf,
     /// Archives for the initial root file system; later ones add to and replace files of earlier ones.
     pub initramfs: Vec<Initramfs>,
+    /// What the guest has in its physical memory from [`crate::arch::layout::ROM`] on, read-only: a file of at most
+    /// [`crate::arch::layout::ROM_MAX`] bytes, a multiple of 4096, which nobody shortens meanwhile. All VMs with the same
+    /// file share its pages. The kernel is told of it as the memory device `rom` (`CONFIG_MTD_PHRAM`).
+    pub rom: Option<PathBuf>,
     /// Appended to the kernel command line.
     pub cmdline: String,
     /// Where the guest's serial console goes.

@@ -20,7 +20,7 @@ use crate::devices::ioapic::{Route, Routes};
 use crate::devices::register_page::RegisterPages;
 use crate::devices::virtio::interrupt::USED_BUFFERS;
 use crate::devices::virtio::mmio::{INTERRUPT_ACK, MmioTransport, QUEUE_NOTIFY};
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, Rom};
 use crate::thread;
 
 const DEVICE: &str = "/dev/kvm";
@@ -155,10 +155,12 @@ impl Drop for Creation {
 }
 
 impl KvmVm {
-    /// Completes a VM whose vCPUs have local APICs, and `memory` as its memory, which reads `registers` in their places.
+    /// Completes a VM whose vCPUs have local APICs, and `memory` as its memory, which reads `rom` and `registers` in their
+    /// places.
     pub(crate) fn new(
         creation: Creation,
         memory: &GuestMemory,
+        rom: Option<&Rom>,
         registers: &[&RegisterPages],
     ) -> Result<Self, KvmError> {
         let (kvm, fd) = creation.finish()?;
@@ -183,7 +185,7 @@ impl KvmVm {
                 .as_slice()
                 .to_vec(),
         };
-        vm.map(memory, registers)?;
+        vm.map(memory, rom, registers)?;
         Ok(vm)
     }
 
@@ -204,7 +206,7 @@ impl KvmVm {
         self.fd.set_clock(&clock).doing("restore the guest's clock")
     }
 
-    fn map(&self, memory: &GuestMemory, registers: &[&RegisterPages]) -> Result<(), KvmError> {
+    fn map(&self, memory: &GuestMemory, rom: Option<&Rom>, registers: &[&RegisterPages]) -> Result<(), KvmError> {
         let memory = memory.iter().map(|region| kvm_userspace_memory_region {
             guest_phys_addr: region.start_addr().0,
             memory_size: region.len(),
@@ -221,7 +223,14 @@ impl KvmVm {
                 ..Default::default()
             }
         });
-        for (slot, region) in (0..).zip(memory.chain(registers)) {
+        let rom = rom.map(|rom| kvm_userspace_memory_region {
+            flags: KVM_MEM_READONLY,
+            guest_phys_addr: layout::ROM,
+            memory_size: rom.len(),
+            userspace_addr: rom.address() as u64,
+            ..Default::default()
+        });
+        for (slot, region) in (0..).zip(memory.chain(registers).chain(rom)) {
             let region = kvm_userspace_memory_region { slot, ..region };
             // SAFETY: what is mapped stays so beyond the life of every vCPU: the VM keeps its `Mappings` until its threads
             // are gone, and the bus, which the thread of each vCPU has, the pages of the registers.

@@ -1,6 +1,7 @@
 //! Guest memory.
 
 mod image;
+mod rom;
 
 use std::fs::File;
 use std::io;
@@ -12,6 +13,8 @@ use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::arch::layout;
+
+pub(crate) use rom::Rom;
 
 /// The memory of one guest: cloning shares it.
 pub type GuestMemory = GuestMemoryMmap<()>;
@@ -45,6 +48,15 @@ pub enum MemoryError {
         /// Bytes of the guest's memory.
         expected: u64,
     },
+    /// Nothing that a guest could be given as a ROM.
+    #[error(
+        "a ROM of {0} bytes is not possible: its file needs a multiple of 4096 bytes, at most {max}",
+        max = layout::ROM_MAX
+    )]
+    RomSize(u64),
+    /// The host refused to map the ROM.
+    #[error("cannot map the guest's ROM")]
+    Rom(#[source] io::Error),
     /// The host refused the mapping.
     #[error("cannot map {mib} MiB of guest memory")]
     Map {
@@ -60,6 +72,7 @@ pub enum MemoryError {
 #[derive(Debug)]
 pub(crate) struct Mappings {
     mappings: Vec<Mapping>,
+    rom: Option<Rom>,
     /// Where the memory came from that the guest has not written to since.
     base: Option<File>,
     /// The kernel's account of this process's pages, opened while it may open files; without it, all count as used.
@@ -84,20 +97,46 @@ impl Drop for Mapping {
     }
 }
 
-/// Maps `mib` MiB of memory, zeroed or as saved in `base`, private to this process and touched lazily, around the device hole.
+/// Maps `mib` MiB of memory, zeroed, private to this process and touched lazily, around the device hole; and `rom`.
 ///
 /// The caller keeps the mappings until no vCPU and no device can use the memory any more.
 ///
 /// # Errors
-/// When the size makes no sense on this host, or the host refuses it.
-pub(crate) fn allocate(mib: u32, base: Option<File>) -> Result<(GuestMemory, Mappings), MemoryError> {
+/// When a size makes no sense on this host, or the host refuses it.
+pub(crate) fn allocate(mib: u32, rom: Option<&File>) -> Result<(GuestMemory, Mappings), MemoryError> {
+    map(mib, rom.map(Rom::of_file).transpose()?, None)
+}
+
+/// As [`allocate`], with the contents that `image` has, of the memory and of a ROM of `rom_len` bytes; with `rom`, which has
+/// the same contents, that is mapped instead.
+///
+/// # Errors
+/// As there, and when the image or the ROM is none of this size.
+pub(crate) fn restore(
+    mib: u32,
+    rom_len: u64,
+    image: File,
+    rom: Option<&File>,
+) -> Result<(GuestMemory, Mappings), MemoryError> {
+    let rom_at = u64::from(mib) << 20;
+    check_image(&image, mib, rom_at.saturating_add(rom_len))?;
+    let rom = match rom {
+        Some(file) => Some(Rom::of_file(file)?),
+        None if rom_len > 0 => Some(Rom::of_part(&image, rom_at, rom_len)?),
+        None => None,
+    };
+    match rom.as_ref().map_or(0, Rom::len) {
+        len if len == rom_len => map(mib, rom, Some(image)),
+        len => Err(MemoryError::RomSize(len)),
+    }
+}
+
+fn map(mib: u32, rom: Option<Rom>, base: Option<File>) -> Result<(GuestMemory, Mappings), MemoryError> {
     check_size(mib)?;
     let failed = |source| MemoryError::Map { mib, source };
-    if let Some(base) = &base {
-        check_image(base, mib)?;
-    }
     let mut mappings = Mappings {
         mappings: Vec::new(),
+        rom,
         base,
         pagemap: File::open("/proc/self/pagemap").ok(),
     };
@@ -106,7 +145,9 @@ pub(crate) fn allocate(mib: u32, base: Option<File>) -> Result<(GuestMemory, Map
     for (base, len) in ranges(mib) {
         let mapping = Mapping::new(len).map_err(failed)?;
         if let Some(base) = &mappings.base {
-            mapping.replace(base, offset).map_err(failed)?;
+            let protection = ProtFlags::READ | ProtFlags::WRITE;
+            let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+            mapping.replace(base, offset, protection, flags).map_err(failed)?;
         }
         offset += len as u64;
         // SAFETY: the pointer is that of a mapping of `len` bytes, which the caller keeps.
@@ -117,6 +158,13 @@ pub(crate) fn allocate(mib: u32, base: Option<File>) -> Result<(GuestMemory, Map
     }
     let memory = GuestMemory::from_regions(regions).map_err(|error| failed(io::Error::other(error)))?;
     Ok((memory, mappings))
+}
+
+impl Mappings {
+    /// The ROM, if the guest has one.
+    pub(crate) fn rom(&self) -> Option<&Rom> {
+        self.rom.as_ref()
+    }
 }
 
 impl Mapping {
@@ -144,9 +192,8 @@ impl Mapping {
 
     /// Puts what `base` has from `offset` on into the place of the mapping: read when it is touched, copied when it is
     /// written to, and shared with all others that use the same file until then.
-    fn replace(&self, base: &File, offset: u64) -> io::Result<()> {
-        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
-        let protection = ProtFlags::READ | ProtFlags::WRITE;
+    fn replace(&self, base: &File, offset: u64, protection: ProtFlags, flags: MapFlags) -> io::Result<()> {
+        let flags = flags | MapFlags::FIXED;
         let place = self.address.as_ptr().cast();
         // SAFETY: what is replaced is this value's own mapping, which nobody uses yet.
         unsafe { mmap(place, self.len, protection, flags, base, offset) }?;
@@ -154,9 +201,9 @@ impl Mapping {
     }
 }
 
-fn check_image(image: &File, mib: u32) -> Result<(), MemoryError> {
+fn check_image(image: &File, mib: u32, expected: u64) -> Result<(), MemoryError> {
     let failed = |source| MemoryError::Map { mib, source };
-    let (saved, expected) = (image.metadata().map_err(failed)?.len(), u64::from(mib) << 20);
+    let saved = image.metadata().map_err(failed)?.len();
     if saved == expected {
         Ok(())
     } else {
@@ -197,6 +244,8 @@ fn ranges(mib: u32) -> Vec<(GuestAddress, usize)> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt as _;
+
     use vm_memory::{Bytes, GuestMemoryBackend};
 
     use super::*;
@@ -228,7 +277,7 @@ mod tests {
         let (memory, mappings) = allocate(MIN_MIB, None).unwrap();
         places.iter().for_each(|place| memory.write_obj(7u8, *place).unwrap());
         mappings.save(&image).unwrap();
-        let (copy, copy_mappings) = allocate(MIN_MIB, Some(image.try_clone().unwrap())).unwrap();
+        let (copy, copy_mappings) = restore(MIN_MIB, 0, image.try_clone().unwrap(), None).unwrap();
         for place in places {
             assert_eq!(copy.read_obj::<u8>(place).unwrap(), 7);
         }
@@ -238,7 +287,7 @@ mod tests {
         // A copy of the copy has what both wrote, and the first image is as it was.
         let second = tempfile::tempfile().unwrap();
         copy_mappings.save(&second).unwrap();
-        let (last, _last_mappings) = allocate(MIN_MIB, Some(second)).unwrap();
+        let (last, _last_mappings) = restore(MIN_MIB, 0, second, None).unwrap();
         let seen = [places[0], places[1], GuestAddress(1 << 20)].map(|place| last.read_obj::<u8>(place).unwrap());
         assert_eq!(seen, [8, 7, 9]);
         let mut first = [0];
@@ -262,8 +311,44 @@ mod tests {
         let image = tempfile::tempfile().unwrap();
         for saved in [0, (u64::from(MIN_MIB) << 20) - 1, (u64::from(MIN_MIB) << 20) + 4096] {
             image.set_len(saved).unwrap();
-            let refused = allocate(MIN_MIB, Some(image.try_clone().unwrap()));
+            let refused = restore(MIN_MIB, 0, image.try_clone().unwrap(), None);
             assert!(matches!(refused, Err(MemoryError::ImageSize { .. })), "{saved}");
+        }
+    }
+
+    #[test]
+    fn a_rom_is_saved_behind_the_memory_and_shared_by_who_restores_it() {
+        let file = tempfile::tempfile().unwrap();
+        let contents: Vec<u8> = (0..3 * 4096u32).map(|byte| byte.to_le_bytes()[1] + 1).collect();
+        file.write_all_at(&contents, 0).unwrap();
+        let (_memory, mappings) = allocate(MIN_MIB, Some(&file)).unwrap();
+        let mut image = tempfile::tempfile().unwrap();
+        // A second time from what the first wrote.
+        for _ in 0..2 {
+            let (_memory, restored) = restore_from(&mappings, &mut image);
+            let rom = restored.rom().unwrap();
+            // SAFETY: the ROM is mapped as long as `restored` lives, and nobody writes to its file.
+            let bytes = unsafe { std::slice::from_raw_parts(rom.address(), contents.len()) };
+            assert!(bytes == contents && rom.len() == 3 * 4096);
+        }
+        let with = |rom: &File| restore(MIN_MIB, 3 * 4096, image.try_clone().unwrap(), Some(rom));
+        with(&file).unwrap();
+        file.set_len(2 * 4096).unwrap();
+        assert!(matches!(with(&file), Err(MemoryError::RomSize(8192))));
+    }
+
+    fn restore_from(mappings: &Mappings, image: &mut File) -> (GuestMemory, Mappings) {
+        *image = tempfile::tempfile().unwrap();
+        mappings.save(image).unwrap();
+        restore(MIN_MIB, mappings.rom().unwrap().len(), image.try_clone().unwrap(), None).unwrap()
+    }
+
+    #[test]
+    fn a_rom_of_no_pages_part_of_one_or_too_many_is_refused() {
+        let file = tempfile::tempfile().unwrap();
+        for len in [0, 4095, layout::ROM_MAX + 4096] {
+            file.set_len(len).unwrap();
+            assert!(matches!(allocate(MIN_MIB, Some(&file)), Err(MemoryError::RomSize(refused)) if refused == len));
         }
     }
 

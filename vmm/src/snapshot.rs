@@ -21,7 +21,7 @@ use crate::vcpu::VcpuState;
 
 const MAGIC: [u8; 8] = *b"MSBSNAP\n";
 /// Changes with everything that a reader of another version would take for something else.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 const HEADER: usize = 48;
 /// The longest contents, in bytes: a vCPU takes some 30 KiB, and there are at most 64.
 const MAX_LENGTH: usize = 16 << 20;
@@ -32,6 +32,8 @@ const MAX_LENGTH: usize = 16 << 20;
 pub struct Snapshot {
     pub(crate) host: HostFacts,
     pub(crate) memory_mib: u32,
+    /// Bytes of the ROM, which is behind the memory in its file.
+    pub(crate) rom_len: u64,
     pub(crate) vcpus: Vec<VcpuState>,
     pub(crate) kvm: KvmState,
     pub(crate) ioapic: IoapicState,

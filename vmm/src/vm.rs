@@ -23,7 +23,7 @@ use crate::devices::virtio::vsock::VsockError;
 use crate::event_loop::{EventLoop, EventLoopThread};
 use crate::exit::VmExit;
 use crate::kvm::{Creation, KvmError, KvmVm};
-use crate::memory::{self, GuestMemory, Mappings, MemoryError};
+use crate::memory::{self, GuestMemory, Mappings, MemoryError, Rom};
 use crate::snapshot::{HostFacts, Snapshot, SnapshotError};
 use crate::stats::{ExitCounters, ExitCounts};
 use crate::supervisor::Supervisor;
@@ -164,17 +164,18 @@ impl Vm {
         check_vcpus(config)?;
         let creation = begin_creation()?;
         let mut kernel = File::open(&config.kernel).map_err(cannot_open(&config.kernel))?;
-        let (memory, mappings) = memory::allocate(config.memory_mib, None)?;
+        let rom = open_rom(config)?;
+        let (memory, mappings) = memory::allocate(config.memory_mib, rom.as_ref())?;
         let (entry, kernel_end) = boot::load_kernel(&memory, &mut kernel, &config.kernel)?;
         let initramfs = boot::load_initramfs(&memory, &config.initramfs, kernel_end)?;
         let loaded_at = Some(Instant::now());
-        let frame = Frame::new(config, creation, &memory, LegacyPorts::new)?;
+        let frame = Frame::new(config, creation, (&memory, mappings.rom()), LegacyPorts::new)?;
 
         let tables = |error| BuildError::Load(boot::LoadError::Tables(error));
         registers::write_tables(&memory).map_err(tables)?;
         let lines = layout::irq_lines(frame.bus.virtio().len());
         mptable::write(&memory, config.vcpus, lines).map_err(tables)?;
-        let cmdline = cmdline(&config.cmdline, frame.bus.virtio().len());
+        let cmdline = cmdline(&config.cmdline, frame.bus.virtio().len(), mappings.rom());
         boot::write_boot_params(&memory, &cmdline, initramfs)?;
 
         let vcpus = (0..config.vcpus)
@@ -187,7 +188,8 @@ impl Vm {
     }
 
     /// Makes the VM that `config` describes as it was when `snapshot` and `memory` were saved. Kernel, initramfs and
-    /// command line of `config` are not looked at. The memory is read where the guest touches it, and never written to.
+    /// command line of `config` are not looked at; a ROM has what was saved, byte for byte, and serves in its place. The
+    /// memory is read where the guest touches it, and never written to.
     ///
     /// What the guest's connections led to is gone: its vsock driver is told so when the VM starts, and clients wait
     /// until the guest has opened a connection to the host.
@@ -197,8 +199,9 @@ impl Vm {
     pub fn restore(config: &VmConfig, snapshot: &Snapshot, memory: File) -> Result<Self, BuildError> {
         check_vcpus(config)?;
         let creation = begin_creation()?;
-        let (memory, mappings) = memory::allocate(config.memory_mib, Some(memory))?;
-        let frame = Frame::new(config, creation, &memory, |console| {
+        let rom = open_rom(config)?;
+        let (memory, mappings) = memory::restore(config.memory_mib, snapshot.rom_len, memory, rom.as_ref())?;
+        let frame = Frame::new(config, creation, (&memory, mappings.rom()), |console| {
             LegacyPorts::restore(console, &snapshot.serial)
         })?;
         snapshot.check(&frame.kvm, config.vcpus, config.memory_mib, frame.bus.virtio().len())?;
@@ -378,6 +381,7 @@ impl RunningVm {
         let snapshot = Snapshot {
             host: self.host.clone(),
             memory_mib: self.memory_mib,
+            rom_len: self.mappings.rom().map_or(0, Rom::len),
             vcpus,
             kvm: self.kvm.save()?,
             ioapic: self.bus.ioapic().save(),
@@ -433,7 +437,7 @@ impl Frame {
     fn new(
         config: &VmConfig,
         creation: Creation,
-        memory: &GuestMemory,
+        (memory, rom): (&GuestMemory, Option<&Rom>),
         ports: impl FnOnce(ConsoleWriter) -> io::Result<LegacyPorts>,
     ) -> Result<Self, BuildError> {
         let console = ConsoleWriter::open(&config.console).map_err(match &config.console {
@@ -447,7 +451,7 @@ impl Frame {
         let virtio_pages = pages(layout::VIRTIO_MMIO, attach::count(config)?)?;
         let ioapic_pages = pages(layout::IOAPIC.into(), 1)?;
         let registers = [&virtio_pages, &ioapic_pages];
-        let kvm = Arc::new(KvmVm::new(creation, memory, &registers)?);
+        let kvm = Arc::new(KvmVm::new(creation, memory, rom, &registers)?);
         let ports = ports(console).map_err(host("make the serial port"))?;
         kvm.connect_interrupt(ports.serial_line(), layout::SERIAL_IRQ)?;
         let AttachedDevices { transports, loops } = attach::attach_all(config, memory, &virtio_pages)?;
@@ -465,6 +469,11 @@ impl Frame {
             loops,
         })
     }
+}
+
+fn open_rom(config: &VmConfig) -> Result<Option<File>, BuildError> {
+    let rom = config.rom.as_ref();
+    rom.map(|path| File::open(path).map_err(cannot_open(path))).transpose()
 }
 
 fn begin_creation() -> Result<Creation, BuildError> {
@@ -495,8 +504,11 @@ pub const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet reboot=k panic=-1 no_tim
     random.trust_cpu=on noreplace-smp page_reporting.page_reporting_order=9";
 
 /// The kernel command line: what the machine needs, the devices, then what the embedder wants.
-fn cmdline(extra: &str, virtio_devices: usize) -> String {
+fn cmdline(extra: &str, virtio_devices: usize, rom: Option<&Rom>) -> String {
     let mut line = KERNEL_ARGUMENTS.to_owned();
+    if let Some(rom) = rom {
+        line.push_str(&format!(" phram.phram=rom,{:#x},{:#x}", layout::ROM, rom.len()));
+    }
     for index in 0..virtio_devices {
         let (address, irq) = (layout::virtio_window(index), layout::virtio_irq(index));
         line.push_str(&format!(" virtio_mmio.device=4K@{address:#x}:{irq}"));

@@ -10,12 +10,12 @@ use super::Sandbox;
 use super::deadline::TimeLimit;
 use super::records::{ExitReason, ExitRecord, ReadyRecord};
 use crate::assets::{Assets, AssetsError};
-use crate::log;
 use crate::store::lock::RunLock;
 use crate::store::{StoreError, files};
 use crate::vmm_process::args::{Lifetime, VmmArgs};
 use crate::vmm_process::spawn::{self, Saved, SpawnError};
 use crate::vmm_process::status::{StatusDecoder, StatusError, StatusEvent};
+use crate::{log, programs};
 
 /// How much of the VMM process's log is searched for its last words, in bytes.
 const LOG_TAIL: usize = 4096;
@@ -136,6 +136,7 @@ impl Sandbox {
             id: self.id().clone(),
             kernel: files.kernel,
             initramfs: files.initramfs,
+            rom: files.programs.map(|built| programs::in_memory(&built, &layout.runtime)),
             tools: files.tools,
             lifetime,
             limit,

@@ -20,8 +20,10 @@ pub struct VmmArgs {
     pub id: SandboxId,
     /// Guest kernel.
     pub kernel: PathBuf,
-    /// Shared image.
-    pub initramfs: PathBuf,
+    /// Archives of the shared image.
+    pub initramfs: Vec<PathBuf>,
+    /// What the guest has in memory that it shares with others.
+    pub rom: Option<PathBuf>,
     /// Disk with the image's tools.
     pub tools: PathBuf,
     /// What becomes of the sandbox when the starter ends.

@@ -249,6 +249,7 @@ impl Run {
         let vm_files = vm::VmFiles {
             kernel: &self.args.kernel,
             initramfs: &self.args.initramfs,
+            rom: self.args.rom.as_deref(),
             tools: &self.args.tools,
             root: image
                 .as_ref()

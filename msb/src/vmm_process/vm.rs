@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use msb_vmm::{Console, DiskConfig, Initramfs, Snapshot, Vm, VmConfig, VmExit, VsockConfig};
 
@@ -20,8 +20,10 @@ const GUEST_CID: u32 = 3;
 pub(super) struct VmFiles<'a> {
     /// Guest kernel.
     pub(super) kernel: &'a Path,
-    /// Shared image.
-    pub(super) initramfs: &'a Path,
+    /// Archives of the shared image.
+    pub(super) initramfs: &'a [PathBuf],
+    /// What the guest has in memory that it shares with others.
+    pub(super) rom: Option<&'a Path>,
     /// Disk with the image's tools.
     pub(super) tools: &'a Path,
     /// The image's file system and what is written on top of it.
@@ -80,11 +82,13 @@ pub(super) fn config(spec: &SandboxSpec, files: VmFiles<'_>, identity: Vec<u8>, 
         [image, writable]
     });
     let own = root.into_iter().flatten().chain([tools]);
+    let shared = files.initramfs.iter().cloned().map(Initramfs::File);
     VmConfig {
         vcpus: spec.cpus,
         memory_mib: spec.memory.mib,
         kernel: files.kernel.into(),
-        initramfs: vec![Initramfs::File(files.initramfs.into()), Initramfs::Bytes(identity)],
+        initramfs: shared.chain([Initramfs::Bytes(identity)]).collect(),
+        rom: files.rom.map(Path::to_owned),
         cmdline: spec.cmdline.clone(),
         console,
         vsock: Some(VsockConfig::new(GUEST_CID, files.vsock)),
@@ -108,7 +112,21 @@ pub(super) fn build(config: &VmConfig, saved: Option<&SavedFiles>) -> Result<Vm,
     })
     .map_err(|error| one_line(&error))?;
     let memory = memory.try_clone().map_err(|error| one_line(&error))?;
-    Vm::restore(config, &snapshot, memory).map_err(|error| one_line(&error))
+    let mut config = config.clone();
+    config.rom = config.rom.filter(|rom| is_saved(rom, &memory, config.memory_mib));
+    Vm::restore(&config, &snapshot, memory).map_err(|error| one_line(&error))
+}
+
+/// Whether the programs in the file `rom` are those behind `memory_mib` MiB of saved memory: their first page tells
+/// (`msb_image::cramfs`). The programs of another msb are with the snapshot.
+fn is_saved(rom: &Path, memory: &File, memory_mib: u32) -> bool {
+    let page = |file: &File, offset| {
+        let mut page = [0; 4096];
+        file.read_exact_at(&mut page, offset).map(|()| page)
+    };
+    let saved = page(memory, u64::from(memory_mib) << 20);
+    let present = File::open(rom).and_then(|rom| page(&rom, 0));
+    matches!((saved, present), (Ok(saved), Ok(present)) if saved == present)
 }
 
 /// The VM's end, in msb's words.

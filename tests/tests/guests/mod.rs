@@ -15,6 +15,7 @@ pub(crate) fn config(directory: &tempfile::TempDir, name: &str, code: &[u8]) -> 
         memory_mib: 64,
         kernel,
         initramfs: Vec::new(),
+        rom: None,
         cmdline: String::new(),
         console: Console::Log(ConsoleLog {
             path: directory.path().join(format!("{name}.log")),

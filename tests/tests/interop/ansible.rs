@@ -10,8 +10,9 @@ pub(crate) fn playbook(fixture: &Fixture) {
     let server = &fixture.server;
     let (playbook, inventory) = (fixture.local("playbook.yml"), fixture.local("inventory"));
     fs::write(&playbook, include_str!("playbook.yml")).unwrap();
+    let python = finish(&mut server.ssh("command -v python3")).expect(0).text();
     let host = format!(
-        "{} ansible_ssh_common_args='-F {}' ansible_python_interpreter=/usr/bin/python3\n",
+        "{} ansible_ssh_common_args='-F {}' ansible_python_interpreter={python}",
         server.host,
         server.ssh_config.display()
     );

@@ -36,6 +36,10 @@ pub const AFTER_HOLE: u64 = 0x1_0000_0000;
 pub const VIRTIO_MMIO: u64 = 0xd000_0000;
 /// Bytes of each virtio-mmio window.
 pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
+/// The ROM. A huge page of the host fits exactly.
+pub const ROM: u64 = 0xe000_0000;
+/// The most bytes of a ROM.
+pub const ROM_MAX: u64 = 256 << 20;
 /// IOAPIC registers (MultiProcessor specification 1.4, section 3.6.5).
 pub const IOAPIC: u32 = 0xfec0_0000;
 /// Local APIC registers.

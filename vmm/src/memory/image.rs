@@ -9,9 +9,9 @@ use std::os::unix::fs::FileExt as _;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
-use super::{Mapping, Mappings};
+use super::{Mapping, Mappings, Rom};
 
-const PAGE: usize = 4096;
+pub(super) const PAGE: usize = 4096;
 /// Pages looked at in one go: their entries of the page map are 32 KiB.
 const CHUNK: usize = 4096;
 /// Bytes of one entry (Documentation/admin-guide/mm/pagemap.rst).
@@ -22,10 +22,11 @@ const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 
 impl Mappings {
-    /// Writes the whole memory to `image`, which is empty. Nothing changes the memory meanwhile.
+    /// Writes the whole memory to `image`, which is empty, and the ROM behind it. Nothing changes the memory meanwhile.
     pub(crate) fn save(&self, image: &File) -> io::Result<()> {
         let size: usize = self.mappings.iter().map(|mapping| mapping.len).sum();
-        image.set_len(size as u64)?;
+        let rom = self.rom.as_ref().map_or(0, Rom::len);
+        image.set_len(size as u64 + rom)?;
         let mut offset = 0;
         for mapping in &self.mappings {
             for start in (0..mapping.len / PAGE).step_by(CHUNK) {
@@ -35,7 +36,10 @@ impl Mappings {
             }
             offset += mapping.len as u64;
         }
-        Ok(())
+        match &self.rom {
+            Some(rom) => rom.save(image, offset),
+            None => Ok(()),
+        }
     }
 
     /// Which of `pages` may hold something; `offset` is where the mapping begins in an image.
@@ -84,7 +88,7 @@ fn mark_data(base: &File, from: u64, used: &mut [bool]) -> io::Result<()> {
 
 impl Mapping {
     /// Writes those of `pages` that are `used` and hold something to their places in `image`, neighbours together.
-    fn write_pages(&self, image: &File, offset: u64, pages: Range<usize>, used: &[bool]) -> io::Result<()> {
+    pub(super) fn write_pages(&self, image: &File, offset: u64, pages: Range<usize>, used: &[bool]) -> io::Result<()> {
         let mut start = pages.start;
         for page in pages.clone() {
             if !used[page - pages.start] || is_empty(self.bytes(page..page + 1)) {

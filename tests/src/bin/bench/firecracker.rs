@@ -20,7 +20,7 @@ const CONSOLE: (u32, u32) = (5, 1);
 pub(crate) const ARGUMENTS: &str = "console=ttyS0 quiet reboot=k panic=-1";
 
 /// Writes to `path` a machine with one vCPU, `memory_mib` and our kernel, whose first program is `init` in `initramfs`, by
-/// default our own.
+/// default our own with its programs.
 ///
 /// The kernel gets `arguments` and the place of `init`.
 pub(crate) fn write_config(
@@ -30,8 +30,13 @@ pub(crate) fn write_config(
     initramfs: Option<&Path>,
     vsock: Option<&Path>,
 ) {
-    let files = Assets::find(None).expect("msb is installed with its files");
-    let initramfs = initramfs.unwrap_or(&files.initramfs);
+    // What a sandbox has whose kernel is not known to be ours is all in its initramfs.
+    let vmlinux = Assets::directory().expect("this is Linux").join("vmlinux");
+    let files = Assets::find(Some(&vmlinux)).expect("msb is installed with its files");
+    let initramfs = initramfs.map_or_else(
+        || joined(&files.initramfs, &path.with_extension("cpio")),
+        Path::to_owned,
+    );
     let arguments = format!("{arguments} rdinit={init}");
     let mut config = json!({
         "boot-source": { "kernel_image_path": files.kernel, "initrd_path": initramfs, "boot_args": arguments },
@@ -42,6 +47,17 @@ pub(crate) fn write_config(
         config["vsock"] = json!({ "guest_cid": GUEST_CID, "uds_path": socket });
     }
     fs::write(path, Value::to_string(&config)).expect("there is space");
+}
+
+/// The archives in one file at `path`.
+fn joined(archives: &[PathBuf], path: &Path) -> PathBuf {
+    let archives: Vec<_> = archives
+        .iter()
+        .map(|archive| fs::read(archive).expect("it was found"))
+        .collect();
+    // An archive has a multiple of 512 bytes, so that the next begins where the kernel looks for one.
+    fs::write(path, archives.concat()).expect("there is space");
+    path.to_owned()
 }
 
 /// `program` with the machine of `config`.

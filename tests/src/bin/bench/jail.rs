@@ -91,7 +91,8 @@ fn run(directory: &Path, is_jailed: bool, in_namespaces: bool, mut report: &Unix
         vcpus: 1,
         memory_mib: MEMORY_MIB,
         kernel: files.kernel,
-        initramfs: vec![Initramfs::File(files.initramfs)],
+        initramfs: files.initramfs.into_iter().map(Initramfs::File).collect(),
+        rom: files.programs,
         cmdline: "rdinit=/none init=/none".into(),
         console: Console::Log(ConsoleLog {
             path: directory.join("console"),
