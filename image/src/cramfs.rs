@@ -271,7 +271,7 @@ mod tests {
         for block in 0..length.div_ceil(PAGE) {
             let pointer = word(image, at + block * WORD);
             let start = (pointer & 0x3fff_ffff) * WORD;
-            assert!(pointer >> 30 == 3 && (length < PAGE || start % PAGE == 0));
+            assert!(pointer >> 30 == 3 && (length < PAGE || start.is_multiple_of(PAGE)));
             contents.extend(&image[start..][..PAGE.min(length - block * PAGE)]);
         }
         match mode {

@@ -20,8 +20,6 @@ use crate::kvm::{KvmState, KvmVm};
 use crate::vcpu::VcpuState;
 
 const MAGIC: [u8; 8] = *b"MSBSNAP\n";
-/// Changes with everything that a reader of another version would take for something else.
-const VERSION: u32 = 4;
 const HEADER: usize = 48;
 /// The longest contents, in bytes: a vCPU takes some 30 KiB, and there are at most 64.
 const MAX_LENGTH: usize = 16 << 20;
@@ -63,7 +61,8 @@ pub enum SnapshotError {
     NotASnapshot,
     /// It has another version.
     #[error(
-        "the saved state has the format version {0}, and this msb reads version {VERSION}: save it again with this one"
+        "the saved state has the format version {0}, and this msb reads version {version}: save it again with this one",
+        version = Snapshot::VERSION
     )]
     Version(u32),
     /// It is shorter or longer than it says, or than any is.
@@ -112,12 +111,15 @@ pub enum SnapshotError {
 }
 
 impl Snapshot {
+    /// The format. Changes with everything that a reader of another version would take for something else.
+    pub const VERSION: u32 = 4;
+
     /// The contents of the file.
     pub fn to_bytes(&self) -> Vec<u8> {
         let contents = serde_json::to_vec(self).expect("a snapshot has string keys and no failing serializers");
         let length = u32::try_from(contents.len()).expect("64 vCPUs take two MiB");
         let mut bytes = MAGIC.to_vec();
-        bytes.extend(VERSION.to_le_bytes());
+        bytes.extend(Self::VERSION.to_le_bytes());
         bytes.extend(length.to_le_bytes());
         bytes.extend(Sha256::digest(&contents));
         bytes.extend(contents);
@@ -143,7 +145,7 @@ impl Snapshot {
             return Err(SnapshotError::NotASnapshot);
         }
         let (version, length) = (number(8), number(12));
-        if version != VERSION {
+        if version != Self::VERSION {
             return Err(SnapshotError::Version(version));
         }
         if usize::try_from(length) != Ok(contents.len()) || contents.len() > MAX_LENGTH {

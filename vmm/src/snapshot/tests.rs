@@ -7,7 +7,7 @@ use super::*;
 /// A file with these contents, all else in order.
 fn file(contents: &[u8]) -> Vec<u8> {
     let mut bytes = MAGIC.to_vec();
-    bytes.extend(VERSION.to_le_bytes());
+    bytes.extend(Snapshot::VERSION.to_le_bytes());
     bytes.extend(u32::try_from(contents.len()).unwrap().to_le_bytes());
     bytes.extend(Sha256::digest(contents));
     bytes.extend(contents);
@@ -34,7 +34,7 @@ fn each_kind_of_damage_has_its_name() {
     assert!(matches!(refusal(&edited), SnapshotError::Checksum));
     let mut newer = whole;
     newer[8] += 1;
-    assert!(matches!(refusal(&newer), SnapshotError::Version(version) if version == VERSION + 1));
+    assert!(matches!(refusal(&newer), SnapshotError::Version(version) if version == Snapshot::VERSION + 1));
 }
 
 #[test]
