@@ -2,16 +2,17 @@
 //! pages where the kernel can make some. A guest leaves for the host once for each of these that it touches.
 
 use std::ffi::c_void;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::ptr;
 use std::time::Duration;
 
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat};
+use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
-
-use crate::store::files;
 
 /// What names of such files begin with.
 const PREFIX: &str = "programs-";
@@ -25,8 +26,8 @@ const TMPFS: i64 = 0x0102_1994;
 /// How long other programs than those asked for are kept: another msb may have the same runtime directory.
 const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The file that guests map for the programs in the file `built`: a copy in `runtime`, which whoever is first makes, or
-/// `built` where there is no memory for one.
+/// The file that guests map for the programs in the file `built`: a copy in `runtime`, a directory that nobody else may enter,
+/// which whoever is first makes; or `built` where there is no memory for one.
 pub(crate) fn in_memory(built: &Path, runtime: &Path) -> PathBuf {
     match copy(built, runtime) {
         Ok(Some(copy)) => copy,
@@ -51,35 +52,32 @@ fn copy(built: &Path, runtime: &Path) -> io::Result<Option<PathBuf>> {
     if path.exists() {
         return Ok(Some(path));
     }
-    files::create_private_dirs(runtime).map_err(io::Error::other)?;
     if rustix::fs::statfs(runtime)?.f_type != TMPFS {
         return Ok(None);
     }
     remove_old(runtime);
-    let temporary = runtime.join(format!(".{name}.{}", std::process::id()));
-    let made = fill(&temporary, built).and_then(|()| fs::rename(&temporary, &path));
-    if let Err(error) = made {
-        let _ = fs::remove_file(&temporary);
-        return Err(error);
+    let file = nameless_copy(built, runtime)?;
+    // There is one if another start was quicker.
+    match linkat(CWD, fd_path(&file), CWD, &path, AtFlags::SYMLINK_FOLLOW) {
+        Ok(()) | Err(Errno::EXIST) => Ok(Some(path)),
+        Err(error) => Err(error.into()),
     }
-    Ok(Some(path))
 }
 
-fn fill(path: &Path, built: &Path) -> io::Result<()> {
-    let mut options = OpenOptions::new();
-    let mut file = options
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)?;
+/// A file without a name in `directory`, of which nothing is left if this process dies, with the contents of `built`.
+fn nameless_copy(built: &Path, directory: &Path) -> io::Result<File> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let mut file = File::from(rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)?);
     let len = io::copy(&mut File::open(built)?, &mut file)?;
     if let Ok(len) = usize::try_from(len) {
         // Kernels before 6.1 cannot, and the pages serve as they are.
         let _ = collapse(&file, len);
     }
-    Ok(())
+    Ok(file)
+}
+
+fn fd_path(file: &File) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
 }
 
 /// Has the kernel put `len` bytes of `file` into huge pages (`MADV_COLLAPSE`, madvise(2)).
@@ -123,9 +121,7 @@ fn collapse_at(place: *mut c_void, file: &File, len: usize) -> io::Result<()> {
 fn remove_old(runtime: &Path) {
     for entry in fs::read_dir(runtime).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let is_ours = name
-            .to_str()
-            .is_some_and(|name| name.trim_start_matches('.').starts_with(PREFIX));
+        let is_ours = name.to_str().is_some_and(|name| name.starts_with(PREFIX));
         let age = entry.metadata().and_then(|metadata| metadata.modified()).ok();
         let is_old = age
             .and_then(|modified| modified.elapsed().ok())

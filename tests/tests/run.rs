@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
-use msb_tests::{Msb, finish, finish_with_input};
+use msb_tests::{Msb, finish, finish_with_input, vmlinux};
 
 #[test]
 fn a_command_runs_in_the_guest_and_nothing_is_left_of_it() {
@@ -21,6 +21,19 @@ fn arguments_arrive_as_they_are_and_input_output_and_status_pass_through() {
     let run = finish_with_input(&mut run, b"input\n".to_vec()).expect(7);
     assert_eq!(run.text(), "input\na b|$HOME'\"||*|");
     assert!(run.stderr.contains("err"), "{}", run.stderr);
+}
+
+#[test]
+fn with_a_kernel_of_ones_own_the_programs_are_in_the_initramfs() {
+    let msb = Msb::new();
+    let kernel = vmlinux().display().to_string();
+    let script = "grep -c cramfs /proc/mounts; busybox true && readlink -f /bin/sh";
+    let run = |options: &[&str]| {
+        let run = [&["run"], options, &["--", "sh", "-c", script]].concat();
+        msb.run(run).expect(0).text()
+    };
+    assert_eq!(run(&[]), "1\n/usr/lib/msb/programs/busybox\n");
+    assert_eq!(run(&["--kernel", &kernel]), "0\n/usr/lib/msb/programs/busybox\n");
 }
 
 #[test]

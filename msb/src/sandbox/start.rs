@@ -130,13 +130,14 @@ impl Sandbox {
     ) -> Result<StartedSandbox, StartError> {
         let files = Assets::find(self.config().spec.kernel.as_deref())?;
         let layout = self.store().layout();
+        let runtime = self.store().create_runtime_dir()?;
         let args = VmmArgs {
             home: layout.home.clone(),
             runtime: layout.runtime.clone(),
             id: self.id().clone(),
             kernel: files.kernel,
             initramfs: files.initramfs,
-            rom: files.programs.map(|built| programs::in_memory(&built, &layout.runtime)),
+            rom: files.programs.map(|built| programs::in_memory(&built, runtime)),
             tools: files.tools,
             lifetime,
             limit,

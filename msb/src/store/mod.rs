@@ -13,7 +13,7 @@ mod sweep;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use files::{FileError, list};
 use layout::{Layout, MAX_SOCKET_PATH};
@@ -282,6 +282,16 @@ impl Store {
     /// When it cannot be made, or somebody else owns the directory it is in.
     pub fn create_socket_dir(&self, id: &SandboxId, _held: &RunLock) -> Result<(), StoreError> {
         self.check_socket_path(id)?;
+        self.create_runtime_dir()?;
+        self.remove_surroundings(id)?;
+        Ok(files::create_private_dirs(&self.layout.sockets(id))?)
+    }
+
+    /// Makes the runtime directory, unless it is there.
+    ///
+    /// # Errors
+    /// When it cannot be made, or others may enter it.
+    pub(crate) fn create_runtime_dir(&self) -> Result<&Path, StoreError> {
         let runtime = &self.layout.runtime;
         files::create_private_dirs(runtime)?;
         let meta = std::fs::symlink_metadata(runtime).map_err(FileError::io("examine", runtime))?;
@@ -289,8 +299,7 @@ impl Store {
         if !meta.is_dir() || meta.uid() != rustix::process::getuid().as_raw() || meta.mode() & 0o077 != 0 {
             return Err(StoreError::ForeignRuntimeDir(runtime.clone()));
         }
-        self.remove_surroundings(id)?;
-        Ok(files::create_private_dirs(&self.layout.sockets(id))?)
+        Ok(runtime)
     }
 
     /// Whether a process holds the sandbox's lock.
