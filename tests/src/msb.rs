@@ -13,7 +13,8 @@ use crate::commands::{Finished, finish};
 #[derive(Debug)]
 pub struct Msb {
     directory: tempfile::TempDir,
-    memory: tempfile::TempDir,
+    /// In whose place the runtime directory is in this one.
+    memory: Option<tempfile::TempDir>,
 }
 
 /// A running sandbox.
@@ -30,15 +31,20 @@ impl Msb {
     /// # Panics
     /// When there is no space for it.
     pub fn new() -> Self {
-        let directory = |parent| {
-            let made = tempfile::Builder::new().prefix("msb").tempdir_in(parent);
-            made.unwrap_or_else(|error| panic!("there is no space in {parent}: {error}"))
-        };
         Self {
-            directory: directory("/tmp"),
-            // In memory, as where msb has it by default.
-            memory: directory("/dev/shm"),
+            directory: directory_in("/tmp"),
+            memory: None,
         }
+    }
+
+    /// One whose runtime directory is in memory, as it is by default: guests share their programs then.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    pub fn in_memory() -> Self {
+        let mut msb = Self::new();
+        msb.memory = Some(directory_in("/dev/shm"));
+        msb
     }
 
     /// `$MSB_HOME`.
@@ -48,7 +54,7 @@ impl Msb {
 
     /// `$MSB_RUNTIME_DIR`.
     pub fn runtime(&self) -> PathBuf {
-        self.memory.path().join("run")
+        self.memory.as_ref().unwrap_or(&self.directory).path().join("run")
     }
 
     /// A directory for the test's own files.
@@ -192,6 +198,11 @@ impl Msb {
         let mark = self.directory.path().to_string_lossy().into_owned();
         command_lines().filter(|line| line.contains(&mark)).collect()
     }
+}
+
+fn directory_in(parent: &str) -> tempfile::TempDir {
+    let made = tempfile::Builder::new().prefix("msb").tempdir_in(parent);
+    made.unwrap_or_else(|error| panic!("there is no space in {parent}: {error}"))
 }
 
 impl Default for Msb {

@@ -50,7 +50,7 @@ fn sandboxes_of_root_are_strangers_to_each_other_and_to_the_host() {
 
 #[test]
 fn programs_are_shared_and_no_guest_can_change_them() {
-    let msb = Msb::new();
+    let msb = Msb::in_memory();
     let (one, other) = (msb.create("one"), msb.create("other"));
     let files = fs::read_dir(msb.runtime()).unwrap().map(|file| file.unwrap().path());
     let programs: Vec<_> = files

@@ -54,7 +54,7 @@ fn inspect(msb: &Msb, id: &str) -> Value {
 
 #[test]
 fn what_is_taken_from_a_pool_is_a_sandbox_of_its_own() {
-    let msb = Msb::new();
+    let msb = Msb::in_memory();
     msb.create("source");
     exec(&msb, "source", "echo canary >/tmp/canary; echo 0123 >/etc/machine-id");
     msb.run(["pool", "create", "fresh", "--from", "source", "--size", "2"])
@@ -135,7 +135,7 @@ fn what_is_taken_from_a_pool_is_a_sandbox_of_its_own() {
 
 #[test]
 fn a_pool_loses_no_sandbox_when_processes_die() {
-    let msb = Msb::new();
+    let msb = Msb::in_memory();
     let source = msb.create("source");
     let snapshot = msb.scratch("snapshot");
     let directory = snapshot.to_str().unwrap();
@@ -224,7 +224,7 @@ fn sandboxes(msb: &Msb) -> usize {
 
 #[test]
 fn many_takers_get_a_sandbox_each() {
-    let msb = Msb::new();
+    let msb = Msb::in_memory();
     msb.create("source");
     msb.run(["pool", "create", "fresh", "--from", "source", "--size", "2"])
         .expect(0);
@@ -245,7 +245,7 @@ fn many_takers_get_a_sandbox_each() {
 
 #[test]
 fn a_pool_that_makes_no_sense_is_refused() {
-    let msb = Msb::new();
+    let msb = Msb::in_memory();
     let refused = |arguments: &[&str], what: &str| {
         let refusal = msb.run(arguments).refusal();
         assert!(refusal.contains(what), "no {what:?} in: {refusal}");

@@ -36,7 +36,7 @@ fn now() -> u64 {
 
 #[test]
 fn forks_go_on_where_the_sandbox_is_and_are_others() {
-    let msb = Msb::new();
+    let msb = Msb::in_memory();
     let disk = disk(&msb);
     let source = msb.create_with("source", &["--disk", &disk]);
     let canaries = exec(&msb, "source", PREPARE);
@@ -98,7 +98,7 @@ fn forks_go_on_where_the_sandbox_is_and_are_others() {
 
 #[test]
 fn memory_and_disk_survive_ten_pauses_and_ten_restores() {
-    let msb = Msb::new();
+    let msb = Msb::in_memory();
     let disk = disk(&msb);
     msb.create_with("round-0", &["--memory", "128M", "--disk", &disk]);
     let canaries = exec(&msb, "round-0", PREPARE);
@@ -123,7 +123,7 @@ fn memory_and_disk_survive_ten_pauses_and_ten_restores() {
 
 #[test]
 fn what_is_paused_says_so_and_can_be_stopped() {
-    let msb = Msb::new();
+    let msb = Msb::in_memory();
     msb.create("still");
     msb.run(["pause", "still"]).expect(0);
     msb.run(["pause", "still"]).expect(0);
@@ -145,7 +145,7 @@ fn what_is_paused_says_so_and_can_be_stopped() {
 
 #[test]
 fn a_snapshot_that_was_damaged_is_refused_by_name() {
-    let msb = Msb::new();
+    let msb = Msb::in_memory();
     msb.create("whole");
     let snapshot = msb.scratch("snapshot");
     let directory = snapshot.to_str().unwrap().to_owned();
@@ -196,7 +196,7 @@ fn a_snapshot_that_was_damaged_is_refused_by_name() {
 
 #[test]
 fn a_snapshot_that_is_not_finished_harms_nobody() {
-    let msb = Msb::new();
+    let msb = Msb::in_memory();
     msb.create("source");
     exec(&msb, "source", "head -c 12m /dev/urandom >/tmp/canary");
     let digest = exec(&msb, "source", "sha256sum /tmp/canary");
@@ -233,7 +233,7 @@ fn a_snapshot_that_is_not_finished_harms_nobody() {
 
 #[test]
 fn a_fork_whose_starter_is_killed_leaves_nothing_and_harms_nobody() {
-    let msb = Msb::new();
+    let msb = Msb::in_memory();
     let source = msb.create("source").id();
     exec(&msb, "source", "echo canary >/tmp/canary");
     let left = || {

@@ -19,7 +19,7 @@ const SMALL_READS: u64 = 500;
 
 /// Measures with a disk of `disk_mib` MiB, which is in the page cache of the host.
 pub(crate) fn measure(samples: usize, disk_mib: usize) -> Vec<Figure> {
-    let msb = Msb::new();
+    let msb = Msb::in_memory();
     let disk = msb.scratch("disk");
     std::fs::write(&disk, vec![7; disk_mib << 20]).expect("there is space");
     let sandbox = guest::start(&msb, "block", &["--disk", &disk.to_string_lossy()]);

@@ -27,7 +27,7 @@ const PHASES: [(&str, &str, &str); 8] = [
 ];
 
 pub(crate) fn measure(samples: usize) -> Vec<Figure> {
-    let msb = Msb::new();
+    let msb = Msb::in_memory();
     let mut first_output = Figure::cold("msb run: process start to first output", "ms");
     let mut whole = Figure::cold("msb run -- true: whole process", "ms");
     let mut to_agent = Figure::cold("guest kernel start to agent", "ms");

@@ -71,7 +71,7 @@ pub(crate) fn measure(samples: usize) -> Vec<Figure> {
     if let Err(error) = Instructions::start(Mode::Host) {
         eprintln!("bench: this host counts no instructions: {error}");
     }
-    let msb = Msb::new();
+    let msb = Msb::in_memory();
     // The first run reads everything from the disk.
     msb.run(["run", "--", "true"]).expect(0);
     let mut figures = Figures::default();

@@ -21,7 +21,7 @@ const HEAD_START: Duration = Duration::from_secs(1);
 
 /// Measures with `forks` sandboxes side by side.
 pub(crate) fn measure(samples: usize, forks: usize) -> Vec<Figure> {
-    let msb = Msb::new();
+    let msb = Msb::in_memory();
     msb.create("source");
     let mut figures = against_cold_runs(&msb, samples);
     figures.extend(side_by_side(&msb, forks));

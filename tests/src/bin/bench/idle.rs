@@ -12,7 +12,7 @@ const ENDS: usize = 10;
 
 /// Measures `sandboxes` side by side.
 pub(crate) fn measure(samples: usize, sandboxes: usize) -> Vec<Figure> {
-    let msb = Msb::new();
+    let msb = Msb::in_memory();
     let mut figures = boots(&msb, samples);
     figures.extend(side_by_side(&msb, sandboxes));
     figures

@@ -23,7 +23,7 @@ pub(crate) fn measure(samples: usize, rootfs: &Path) -> Vec<Figure> {
     let mut sandbox = Figure::cold("a new sandbox on the disk", "MiB");
     let mut ten = Figure::cold("ten sandboxes and their image on the disk", "MiB");
     for _ in 0..samples {
-        let msb = Msb::new();
+        let msb = Msb::in_memory();
         import.add(millis(
             &msb,
             &["image", "import", "--quiet", &rootfs_path, "debian:bench"],

@@ -130,7 +130,7 @@ pub(crate) fn versions(peers: &[Peer]) -> Value {
 
 /// `msb run` and the same of each rival in turn, then the ratios.
 pub(crate) fn measure(samples: usize, peers: &[Peer]) -> Vec<Figure> {
-    let msb = Msb::new();
+    let msb = Msb::in_memory();
     let memory = format!("{MEMORY_MIB}M");
     let mut ours = Figure::cold("msb run -- true: whole process", "ms");
     let mut figures: Vec<_> = peers.iter().map(|peer| Figure::cold(peer.name(), "ms")).collect();

@@ -47,7 +47,7 @@ struct Server {
 
 /// A sandbox and the servers of this host.
 pub(crate) fn measure(samples: usize, options: &Options) -> Vec<Figure> {
-    let msb = Msb::new();
+    let msb = Msb::in_memory();
     let memory = format!("{}M", 512 + 2 * options.bulk_mib);
     let sandbox = msb.create_with("bench", &["--memory", &memory]);
     let endpoint = Endpoint::of_sandbox(&msb, &sandbox, &msb.scratch("clients"));

@@ -18,7 +18,7 @@ pub(crate) fn measure(samples: usize) -> Vec<Figure> {
     let mut write = Figure::warm("volume: writing a large file", "MiB/s");
     let mut first = Figure::warm("volume: ls -l of 1000 files", "ms");
     let mut again = Figure::warm("volume: stat of 1000 files that the guest knows", "ms");
-    let msb = Msb::new();
+    let msb = Msb::in_memory();
     let directory = tempfile::tempdir_in("/dev/shm").expect("there is space in memory");
     fs::write(directory.path().join("bulk"), vec![7; (BULK_MIB as usize) << 20]).expect("there is space in memory");
     fs::create_dir(directory.path().join("many")).expect("there is space in memory");

@@ -30,7 +30,7 @@ const ECHO: u8 = 2;
 
 /// Measures with transfers of `bulk_mib` MiB; beside Firecracker's device, if that is among the peers, in turn.
 pub(crate) fn measure(samples: usize, bulk_mib: usize, peers: &[Peer]) -> Vec<Figure> {
-    let msb = Msb::new();
+    let msb = Msb::in_memory();
     let sandbox = guest::start(&msb, "vsock", &[]);
     guest::run_in_background(&sandbox, "vsock");
     let ours = Client {
