@@ -116,7 +116,9 @@ fn a_vm_uses_no_more_of_its_host_than_it_may() {
     assert_ne!(throttled, "0", "{stat}");
 
     // Less than it already has: as if the guest's memory were not all that it takes.
-    fs::write(cgroup.join("memory.max"), (32 << 20).to_string()).unwrap();
+    let current = read(&cgroup.join("memory.current"));
+    let half = current.trim().parse::<u64>().unwrap() / 2;
+    fs::write(cgroup.join("memory.max"), half.to_string()).unwrap();
     msb.run(["wait", "limited"]).expect(1);
     let message = sandbox.inspect()["message"].to_string();
     assert!(message.contains("memory") && message.contains("cgroup"), "{message}");
