@@ -22,6 +22,8 @@ const DIRECT: u32 = 1 << 31 | 1 << 30;
 /// Pointers count words.
 const WORD: usize = 4;
 
+const DIRECTORY_MODE: u16 = 0o040_755;
+
 const SUPERBLOCK: usize = 64;
 const INODE: usize = 12;
 /// The name of a file system is the beginning of the SHA-256 of what is behind the superblock: two with the same first page
@@ -78,7 +80,7 @@ impl Node {
 
     fn mode(&self) -> u16 {
         match self {
-            Self::Directory(_) => 0o040_755,
+            Self::Directory(_) => DIRECTORY_MODE,
             Self::Program(_) => 0o100_755,
             Self::Link(_) => 0o120_777,
         }
@@ -92,24 +94,26 @@ impl Node {
             Self::Link(target) => target.as_bytes(),
         }
     }
+}
 
-    fn check(&self, name: &str) -> io::Result<()> {
-        if let Self::Directory(entries) = self {
-            for (name, node) in entries {
-                if name.is_empty() || name.len() > NAME_MAX || name.contains(['/', '\0']) {
-                    return Err(refused(format!("{name:?} cannot be a name")));
-                }
-                node.check(name)?;
-            }
-            return Ok(());
+fn check(entries: &BTreeMap<String, Node>) -> io::Result<()> {
+    for (name, node) in entries {
+        if name.is_empty() || name.len() > NAME_MAX || name.contains(['/', '\0']) {
+            return Err(refused(format!("{name:?} cannot be a name")));
         }
-        match self.contents().len() {
-            1..LENGTH_END => Ok(()),
-            length => Err(refused(format!(
-                "{name} has {length} bytes instead of one to less than 16 MiB"
-            ))),
+        match node {
+            Node::Directory(entries) => check(entries)?,
+            Node::Program(_) | Node::Link(_) => {
+                let length = node.contents().len();
+                if !(1..LENGTH_END).contains(&length) {
+                    return Err(refused(format!(
+                        "{name} has {length} bytes instead of one to less than 16 MiB"
+                    )));
+                }
+            }
         }
     }
+    Ok(())
 }
 
 fn refused(what: String) -> io::Error {
@@ -121,12 +125,11 @@ fn refused(what: String) -> io::Error {
 /// # Errors
 /// When a name or a file is none that it can hold.
 pub fn pack(root: &BTreeMap<String, Node>) -> io::Result<Vec<u8>> {
-    let root = Node::Directory(root.clone());
-    root.check("")?;
+    check(root)?;
     let mut image = Image::default();
     image.bytes.resize(SUPERBLOCK + INODE, 0);
-    let at = image.add_directory(&root);
-    image.set_inode(SUPERBLOCK, &root, 0, at);
+    let entries = image.add_directory(root);
+    image.set_inode(SUPERBLOCK, DIRECTORY_MODE, 0, entries);
     image.add_contents();
     Ok(image.finish())
 }
@@ -149,10 +152,7 @@ struct Extent {
 
 impl<'a> Image<'a> {
     /// Puts the entries of a directory behind what there is, and those of directories in it behind these.
-    fn add_directory(&mut self, node: &'a Node) -> Extent {
-        let Node::Directory(entries) = node else {
-            return Extent { at: 0, length: 0 };
-        };
+    fn add_directory(&mut self, entries: &'a BTreeMap<String, Node>) -> Extent {
         let at = self.bytes.len();
         let mut places = Vec::new();
         for name in entries.keys() {
@@ -165,9 +165,9 @@ impl<'a> Image<'a> {
         self.files += 1;
         for (inode, (name, node)) in places.into_iter().zip(entries) {
             let name = name.len().next_multiple_of(WORD);
-            if let Node::Directory(_) = node {
-                let extent = self.add_directory(node);
-                self.set_inode(inode, node, name, extent);
+            if let Node::Directory(entries) = node {
+                let extent = self.add_directory(entries);
+                self.set_inode(inode, DIRECTORY_MODE, name, extent);
             } else {
                 self.waiting.push((inode, name, node));
                 self.files += 1;
@@ -190,7 +190,7 @@ impl<'a> Image<'a> {
                 blocks.push((at, contents));
                 Extent { at, length }
             });
-            self.set_inode(inode, node, name, extent);
+            self.set_inode(inode, node.mode(), name, extent);
         }
         // Where a page is mapped whole, nothing else may be in it.
         blocks.sort_by_key(|(_, contents)| contents.len() >= PAGE);
@@ -207,9 +207,9 @@ impl<'a> Image<'a> {
     }
 
     /// Writes the inode at `inode`, behind which there are `name` bytes, of what `extent` points to.
-    fn set_inode(&mut self, inode: usize, node: &Node, name: usize, extent: Extent) {
+    fn set_inode(&mut self, inode: usize, mode: u16, name: usize, extent: Extent) {
         let words = [
-            u32::from(node.mode()),
+            u32::from(mode),
             number(extent.length),
             number(name / WORD) | number(extent.at / WORD) << 6,
         ];

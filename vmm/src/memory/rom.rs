@@ -20,9 +20,6 @@ impl Rom {
     /// When its size is none that a ROM has, or the host refuses.
     pub(super) fn of_file(file: &File) -> Result<Self, MemoryError> {
         let len = file.metadata().map_err(MemoryError::Rom)?.len();
-        if len == 0 {
-            return Err(MemoryError::RomSize(len));
-        }
         Self::of_part(file, 0, len)
     }
 
