@@ -33,7 +33,12 @@ const STATUSES: &[u32] = &[0, 1, 3, 11, 15, 15, 15, 15 | 64, 15 | 128, 11 | 128,
 /// A file with right header and checksum, whatever its contents are.
 fn read(contents: &[u8]) {
     let length = u32::try_from(contents.len()).expect("an input is short");
-    let header = [b"MSBSNAP\n".as_slice(), &Snapshot::VERSION.to_le_bytes(), &length.to_le_bytes()].concat();
+    let header = [
+        b"MSBSNAP\n".as_slice(),
+        &Snapshot::VERSION.to_le_bytes(),
+        &length.to_le_bytes(),
+    ]
+    .concat();
     let file = [&header, &Sha256::digest(contents)[..], contents].concat();
     if let Ok(snapshot) = Snapshot::read(&file[..]) {
         let again = snapshot.to_bytes();
