@@ -15,7 +15,6 @@ use crate::store::StoreError;
 
 /// List sandboxes, oldest first
 #[derive(Args, Debug)]
-#[command(visible_alias = "list")]
 #[command(after_help = "\
 Examples:
   msb ls

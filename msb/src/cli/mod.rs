@@ -73,37 +73,71 @@ struct Cli {
     verb: Verb,
 }
 
+// Only the verb that is given has its options built: those of all are a fifth of the start of `msb`. The list of verbs has a line
+// of each without them, so that line is here, too.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum Verb {
+    /// Run a command in a sandbox made for it, and remove the sandbox
     Run(run::RunArgs),
+    /// Create a sandbox and start it; prints its id
     Create(create::CreateArgs),
+    /// Start sandboxes that are stopped, and wait until ssh reaches them and their start commands are ready
     Start(start::StartArgs),
+    /// Stop sandboxes: processes are told, file systems are synced
     Stop(stop::StopArgs),
+    /// End sandboxes at once, as if their power was cut; or signal one process of a sandbox
     Kill(kill::KillArgs),
+    /// Give a running sandbox more or less time, or print how much it has
     Timeout(timeout::TimeoutArgs),
+    /// Pause sandboxes: they keep their memory and use no CPU
     Pause(pause::PauseArgs),
+    /// Let paused sandboxes go on
     Resume(resume::ResumeArgs),
+    /// Fork a running sandbox: make others that go on where it is; prints their ids
     Fork(fork::ForkArgs),
+    /// Save a running sandbox to a directory: memory, devices, and the disks it can write to
     Snapshot(snapshot::SnapshotArgs),
+    /// Make sandboxes that go on from a snapshot; prints their ids
     Restore(restore::RestoreArgs),
+    /// Keep forks waiting, so that a sandbox is there at once
     Pool(pool::PoolArgs),
+    /// Remove sandboxes with all they hold
     Rm(rm::RmArgs),
+    /// List sandboxes, oldest first
+    #[command(visible_alias = "list")]
     Ls(ls::LsArgs),
+    /// Print all that is known of a sandbox, as JSON
     Inspect(inspect::InspectArgs),
+    /// Show what running sandboxes use of this host: processor, memory, storage, connections
     Stats(stats::StatsArgs),
+    /// Print the console of a sandbox's latest run: what its kernel says
     Logs(logs::LogsArgs),
+    /// Print what becomes of the sandboxes from now on: a JSON object on a line for each change
     Events(events::EventsArgs),
+    /// Wait until a sandbox has ended
     Wait(wait::WaitArgs),
+    /// Run a command in a sandbox, with this command's standard input, output and error
     Exec(exec::ExecArgs),
+    /// List the processes of a sandbox that `msb exec` and programs keep there
     Ps(ps::PsArgs),
+    /// Attach to a process that `msb exec` or a program started, and see its recent output again
     Attach(attach::AttachArgs),
+    /// Open a shell in a sandbox, or run a command line of its shell, without needing an OpenSSH client
     Ssh(ssh::SshArgs),
+    /// Copy files and directories to or from a sandbox
     Cp(cp::CpArgs),
+    /// Print what changes in a directory of a sandbox, or of a file, from now on
     Watch(watch::WatchArgs),
+    /// Import, build, list and remove the images that sandboxes are made from
     Image(image::ImageArgs),
+    /// Connect standard input and output to the SSH server of a sandbox, for ssh's ProxyCommand
     SshBridge(ssh_bridge::BridgeArgs),
+    /// Print or install what lets ssh, scp, sftp and rsync reach every sandbox as NAME.msb
     SshConfig(ssh_config::SshConfigArgs),
+    /// Find out what this machine lacks to run sandboxes, by running one; exit status 1 if something is
     Doctor(doctor::DoctorArgs),
+    /// Print a completion script for a shell
     Completion(completion::CompletionArgs),
 }
 
@@ -252,14 +286,19 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent_and_every_verb_has_an_example() {
         Cli::command().debug_assert();
+        let mut built = Cli::command();
+        built.build();
         for verb in Cli::command().get_subcommands() {
-            let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
-            assert!(
-                help.contains(&format!("msb {}", verb.get_name())),
-                "{}",
-                verb.get_name()
-            );
-            assert!(verb.get_about().is_some(), "{}", verb.get_name());
+            let name = verb.get_name();
+            let with_options = built.find_subcommand(name).unwrap();
+            let help = with_options
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            assert!(help.contains(&format!("msb {name}")), "{name}");
+            assert!(verb.get_about().is_some(), "{name}");
+            let about = |verb: &clap::Command| verb.get_about().map(ToString::to_string);
+            assert_eq!(about(verb), about(with_options), "{name}");
         }
     }
 }
