@@ -1,5 +1,7 @@
 //! Ed25519 key pairs in OpenSSH's formats: host keys made on the host, and the key `msb` logs in with.
 
+mod short_scalar;
+
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
@@ -142,9 +144,11 @@ impl KeyPair {
     }
 
     fn parse(path: &Path, text: &[u8]) -> Result<Self, KeyError> {
-        let key = PrivateKey::from_openssh(text).map_err(|source| KeyError::Malformed {
-            path: path.to_owned(),
-            source,
+        let key = PrivateKey::from_openssh(text).or_else(|source| {
+            short_scalar::parse(text).ok_or_else(|| KeyError::Malformed {
+                path: path.to_owned(),
+                source,
+            })
         })?;
         if key.is_encrypted() {
             return Err(KeyError::Encrypted { path: path.to_owned() });
