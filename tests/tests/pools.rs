@@ -53,6 +53,33 @@ fn inspect(msb: &Msb, id: &str) -> Value {
 }
 
 #[test]
+fn time_that_a_fork_waited_has_not_passed_for_it_and_its_clock_is_right() {
+    const WAITED: Duration = Duration::from_secs(4);
+    let msb = Msb::in_memory();
+    msb.run(["create", "--name", "source", "--cpus", "2"]).expect(0);
+    msb.run(["pool", "create", "fresh", "--from", "source", "--size", "1"])
+        .expect(0);
+    wait_for(&msb, "fresh", 1);
+    std::thread::sleep(WAITED);
+
+    let uptime = "cut -d ' ' -f 1 /proc/uptime";
+    let seconds = |text: &str| text.trim().parse::<f64>().expect("an uptime is a number");
+    let before = now();
+    // Timers of both CPUs go on, too.
+    let said = format!("{uptime}; date +%s; for i in 1 2 3 4; do sleep 1 & done; wait; {uptime}");
+    let said = msb.run(["run", "--pool", "fresh", "--", "sh", "-c", &said]).expect(0);
+    let said = said.text();
+    let lines: Vec<&str> = said.lines().collect();
+    let clock: u64 = lines[1].parse().unwrap();
+    assert!((before.saturating_sub(2)..=now()).contains(&clock), "{before} {clock}");
+    assert!(seconds(lines[2]) - seconds(lines[0]) > 0.9, "{lines:?}");
+    // The fork is as old as its source was when it began, or younger; the source has run on.
+    let source = seconds(&exec(&msb, "source", uptime));
+    let fork = seconds(lines[2]);
+    assert!(fork + WAITED.as_secs_f64() < source, "{fork} {source}");
+}
+
+#[test]
 fn what_is_taken_from_a_pool_is_a_sandbox_of_its_own() {
     let msb = Msb::in_memory();
     msb.create("source");

@@ -21,7 +21,7 @@ use crate::stats::ExitCounters;
 use crate::supervisor::Supervisor;
 use crate::thread::{self, OnThread, ThreadRole};
 
-pub(crate) use state::VcpuState;
+pub(crate) use state::{LEAST_STEP, VcpuClock, VcpuState};
 
 /// A vCPU that does not run.
 #[derive(Debug)]

@@ -22,13 +22,13 @@ use crate::devices::virtio::mmio::RestoreError;
 use crate::devices::virtio::vsock::VsockError;
 use crate::event_loop::{EventLoop, EventLoopThread};
 use crate::exit::VmExit;
-use crate::kvm::{Creation, KvmError, KvmVm};
+use crate::kvm::{Creation, KvmError, KvmState, KvmVm};
 use crate::memory::{self, GuestMemory, Mappings, MemoryError, Rom};
 use crate::snapshot::{HostFacts, Snapshot, SnapshotError};
 use crate::stats::{ExitCounters, ExitCounts};
 use crate::supervisor::Supervisor;
 use crate::thread::OnThread;
-use crate::vcpu::{Vcpu, VcpuThread};
+use crate::vcpu::{LEAST_STEP, Vcpu, VcpuClock, VcpuThread};
 
 /// Why a VM cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -126,6 +126,14 @@ struct Frame {
     loops: Vec<EventLoop>,
 }
 
+/// Where the clocks of a VM were when it was paused.
+#[derive(Debug)]
+struct Clocks {
+    read_at: Instant,
+    vcpus: Result<Vec<VcpuClock>, KvmError>,
+    kvm: Result<KvmState, KvmError>,
+}
+
 /// A VM that was started.
 ///
 /// Dropping it ends it.
@@ -133,7 +141,8 @@ struct Frame {
 pub struct RunningVm {
     handle: VmHandle,
     counters: Vec<Arc<ExitCounters>>,
-    paused: Mutex<bool>,
+    /// Where the clocks were when it was paused, if it is.
+    paused: Mutex<Option<Clocks>>,
     bus: Arc<Bus>,
     kvm: Arc<KvmVm>,
     host: HostFacts,
@@ -285,7 +294,7 @@ impl Vm {
                 supervisor: Arc::clone(&supervisor),
                 threads: Arc::default(),
             },
-            paused: Mutex::new(false),
+            paused: Mutex::default(),
             bus: Arc::clone(&bus),
             kvm,
             host,
@@ -333,7 +342,7 @@ impl RunningVm {
     /// When the VM has ended.
     pub fn pause(&self) -> Result<(), PauseError> {
         let mut paused = self.lock_paused();
-        if !*paused {
+        if paused.is_none() {
             let gate = self.handle.supervisor.gate();
             gate.close();
             {
@@ -344,7 +353,7 @@ impl RunningVm {
             if !gate.wait_for_all() {
                 return Err(PauseError::Ended);
             }
-            *paused = true;
+            *paused = Some(self.clocks());
         }
         Ok(())
     }
@@ -352,10 +361,53 @@ impl RunningVm {
     /// Lets a paused guest go on. One that runs is left alone.
     pub fn resume(&self) {
         let mut paused = self.lock_paused();
-        if std::mem::take(&mut *paused) {
-            let threads = self.handle.lock();
-            threads.vcpus.iter().for_each(|vcpu| vcpu.paused().excuse_absence());
-            self.handle.supervisor.gate().open();
+        if paused.take().is_some() {
+            self.let_go_on();
+        }
+    }
+
+    /// Lets a paused guest go on as if no time had passed, as a restored one does: none of its timers has run out, and its
+    /// clock is late until it is set. A pause of less than two seconds passes for it, as does any where KVM sets no clock
+    /// back. One that runs is left alone.
+    pub fn go_on(&self) {
+        let mut paused = self.lock_paused();
+        if let Some(clocks) = paused.take() {
+            self.set_back(&clocks);
+            self.let_go_on();
+        }
+    }
+
+    fn let_go_on(&self) {
+        let threads = self.handle.lock();
+        threads.vcpus.iter().for_each(|vcpu| vcpu.paused().excuse_absence());
+        self.handle.supervisor.gate().open();
+    }
+
+    fn clocks(&self) -> Clocks {
+        let threads = self.handle.lock();
+        let vcpus = threads.vcpus.iter().map(|vcpu| vcpu.paused().clock());
+        Clocks {
+            read_at: Instant::now(),
+            vcpus: vcpus.collect(),
+            kvm: self.kvm.save(),
+        }
+    }
+
+    fn set_back(&self, clocks: &Clocks) {
+        let (Ok(vcpus), Ok(kvm)) = (&clocks.vcpus, &clocks.kvm) else {
+            return;
+        };
+        if clocks.read_at.elapsed() < LEAST_STEP {
+            return;
+        }
+        let threads = self.handle.lock();
+        let mut pairs = threads.vcpus.iter().zip(vcpus);
+        let set = pairs.try_for_each(|(vcpu, clock)| vcpu.paused().set_clock(clock));
+        if let Err(error) = set.and_then(|()| self.kvm.restore(kvm)) {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "time passed for a paused guest"
+            );
         }
     }
 
@@ -366,7 +418,7 @@ impl RunningVm {
     /// When it is not paused, it has a file system of the host, KVM refuses to tell its state, or the file cannot be written.
     pub fn save(&self, memory: &File) -> Result<Snapshot, PauseError> {
         let paused = self.lock_paused();
-        if !*paused || self.handle.supervisor.has_ended() {
+        if paused.is_none() || self.handle.supervisor.has_ended() {
             return Err(PauseError::NotPaused);
         }
         if !self.bus.virtio().iter().all(|device| device.can_be_saved()) {
@@ -396,7 +448,7 @@ impl RunningVm {
         }
     }
 
-    fn lock_paused(&self) -> std::sync::MutexGuard<'_, bool> {
+    fn lock_paused(&self) -> std::sync::MutexGuard<'_, Option<Clocks>> {
         self.paused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

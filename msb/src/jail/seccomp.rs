@@ -31,6 +31,8 @@ const KVM_SAVE: [u64; 11] = [
     0x8188_aea6,
     0xaead,
 ];
+/// What sets the clocks of a guest back to where it was paused: `KVM_SET_CLOCK` and `_MSRS`.
+const KVM_GO_ON: [u64; 2] = [0x4030_ae7b, 0x4008_ae89];
 /// `_IOW(KVMIO, 0x6a, struct kvm_irq_routing)`: the guest changes its I/O APIC.
 const KVM_SET_GSI_ROUTING: u64 = 0x4008_ae6a;
 /// `_IOW(KVMIO, 0x8b, struct kvm_signal_mask)`.
@@ -140,6 +142,7 @@ impl Filters {
             ioctls
                 .into_iter()
                 .chain(KVM_SAVE)
+                .chain(KVM_GO_ON)
                 .map(ioctl)
                 .collect::<Result<_, _>>()?,
         );

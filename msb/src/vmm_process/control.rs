@@ -55,6 +55,8 @@ pub enum Command {
     Take(Box<Take>),
     /// The guest is ready: give back what only its start took. Only a keeper says that, and it is not answered.
     Settle,
+    /// Go on as if no time had passed, which the guest is told next. Only a keeper says that.
+    GoOn,
 }
 
 /// What a sandbox that waited in a pool is from now on.
@@ -94,6 +96,7 @@ const SET_TIMEOUT: u8 = b'T';
 const WAIT: u8 = b'W';
 const TAKE: u8 = b'K';
 const SETTLE: u8 = b'L';
+const GO_ON: u8 = b'G';
 
 /// What follows [`SET_TIMEOUT`]: milliseconds, little endian, zero for never; and what ends it then.
 const TIMEOUT_LENGTH: usize = 9;
@@ -121,6 +124,7 @@ impl Command {
             Self::Wait(ref pool) => described(WAIT, pool),
             Self::Take(ref take) => described(TAKE, take),
             Self::Settle => vec![SETTLE],
+            Self::GoOn => vec![GO_ON],
         }
     }
 
@@ -138,6 +142,7 @@ impl Command {
             WAIT => description(rest)?.map(Self::Wait),
             TAKE => description(rest)?.map(|take| Self::Take(Box::new(take))),
             SETTLE => Some(Self::Settle),
+            GO_ON => Some(Self::GoOn),
             _ => None,
         })
     }

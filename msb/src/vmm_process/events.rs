@@ -216,7 +216,7 @@ impl Watcher<'_> {
             Effect::Take(take, starter) => {
                 let taken = self.be_taken(&take, starter, observed);
                 let was_taken = taken.is_ok();
-                self.forward_or_refuse(taken, Command::Resume, observed);
+                self.forward_or_refuse(taken, Command::GoOn, observed);
                 if was_taken {
                     self.send_identity(RENEW);
                 }

@@ -129,12 +129,12 @@ impl World {
         let Some(command) = self.asked.take() else {
             return;
         };
-        let done = done || command == Command::Resume;
+        let done = done || matches!(command, Command::Resume | Command::GoOn);
         match command {
             Command::Pause if done => self.stands = true,
             // Also when nothing could be written: it stood still to try.
             Command::Save => self.stands = true,
-            Command::Resume => self.stands = false,
+            Command::Resume | Command::GoOn => self.stands = false,
             Command::Pause | Command::SetTimeout { .. } | Command::Wait(_) | Command::Take(_) | Command::Settle => {}
         }
         let answer = match done {
@@ -160,7 +160,7 @@ impl World {
                 self.follow(effect);
             }
             Effect::Take(..) => {
-                let effect = self.server.forward(Command::Resume, Vec::new());
+                let effect = self.server.forward(Command::GoOn, Vec::new());
                 self.follow(effect);
             }
         }

@@ -368,6 +368,10 @@ fn carry_out(Request { command, files }: Request, vm: &RunningVm) -> Result<(), 
             vm.resume();
             Ok(())
         }
+        Some(Command::GoOn) => {
+            vm.go_on();
+            Ok(())
+        }
         Some(Command::Save) => {
             let [state, memory] = <[OwnedFd; 2]>::try_from(files).map_err(|_| "a saved VM needs two files")?;
             vm.pause().map_err(refused)?;

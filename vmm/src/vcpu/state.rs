@@ -1,5 +1,7 @@
 //! The state of a vCPU, to be saved and to be restored.
 
+use std::time::Duration;
+
 use kvm_bindings::{
     CpuId, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
     kvm_vcpu_events, kvm_xcrs, kvm_xsave,
@@ -17,6 +19,13 @@ const TSC_TOLERANCE_PPM: u64 = 250;
 
 /// Registers that KVM takes at once (`KVM_MAX_MSR_ENTRIES`).
 const BATCH: usize = 256;
+
+/// The least that KVM sets a counter back by: what is within a second of where it is, it takes for where it is.
+pub(crate) const LEAST_STEP: Duration = Duration::from_secs(2);
+
+/// A vCPU's time stamp counter, and the deadline that is measured by it.
+#[derive(Debug)]
+pub(crate) struct VcpuClock(Vec<kvm_msr_entry>);
 
 /// All of a vCPU that its guest can notice.
 #[derive(Debug, Deserialize, Serialize)]
@@ -81,6 +90,16 @@ impl Vcpu {
         write_msrs(fd, &state.msrs)?;
         fd.set_vcpu_events(&state.events).doing("restore a vCPU's events")?;
         Ok(vcpu)
+    }
+
+    /// Where the clock of a vCPU is that is paused.
+    pub(crate) fn clock(&self) -> Result<VcpuClock, KvmError> {
+        read_msrs(&self.fd, &[IA32_TSC, IA32_TSC_DEADLINE]).map(VcpuClock)
+    }
+
+    /// Sets the clock back to where it was, [`LEAST_STEP`] ago or longer.
+    pub(crate) fn set_clock(&self, clock: &VcpuClock) -> Result<(), KvmError> {
+        write_msrs(&self.fd, &clock.0)
     }
 
     /// Tells the guest that it did not run for a while, so that it does not take that for a lockup of its own.

@@ -96,7 +96,7 @@ impl ControlServer {
         };
         match receive(client) {
             Ok(Some(Request {
-                command: None | Some(Command::Settle),
+                command: None | Some(Command::Settle | Command::GoOn),
                 ..
             })) => {
                 self.answer(&Answer::Refused(
@@ -160,7 +160,7 @@ impl ControlServer {
         self.held |= command == Command::Save;
         let effect = match command {
             Command::Pause if done => Effect::Paused(true),
-            Command::Resume if done => Effect::Paused(false),
+            Command::Resume | Command::GoOn if done => Effect::Paused(false),
             _ => Effect::None,
         };
         if let Effect::Paused(paused) = effect {
@@ -281,9 +281,11 @@ mod tests {
     #[test]
     fn what_only_a_keeper_says_is_refused() {
         let (_directory, mut server, client) = server();
-        send(&client, &Command::Settle, &[]).unwrap();
-        assert!(matches!(server.on_input(), Effect::None));
-        assert!(matches!(Answer::read(&client).unwrap(), Answer::Refused(_)));
+        for command in [Command::Settle, Command::GoOn] {
+            send(&client, &command, &[]).unwrap();
+            assert!(matches!(server.on_input(), Effect::None));
+            assert!(matches!(Answer::read(&client).unwrap(), Answer::Refused(_)));
+        }
     }
 
     #[test]
