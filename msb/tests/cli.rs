@@ -30,9 +30,8 @@ impl Machine {
     }
 
     fn sandboxes(&self) -> Vec<String> {
-        let entries = std::fs::read_dir(self.path("home").join("sandboxes"))
-            .into_iter()
-            .flatten();
+        let directory = self.path("home").join("sandboxes");
+        let entries = std::fs::read_dir(directory).into_iter().flatten();
         entries
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect()

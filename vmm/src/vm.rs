@@ -130,8 +130,8 @@ struct Frame {
 #[derive(Debug)]
 struct Clocks {
     read_at: Instant,
-    vcpus: Result<Vec<VcpuClock>, KvmError>,
-    kvm: Result<KvmState, KvmError>,
+    vcpus: Vec<VcpuClock>,
+    kvm: KvmState,
 }
 
 /// A VM that was started.
@@ -141,8 +141,8 @@ struct Clocks {
 pub struct RunningVm {
     handle: VmHandle,
     counters: Vec<Arc<ExitCounters>>,
-    /// Where the clocks were when it was paused, if it is.
-    paused: Mutex<Option<Clocks>>,
+    /// Where the clocks were when it was paused, if it is and KVM tells.
+    paused: Mutex<Option<Result<Clocks, KvmError>>>,
     bus: Arc<Bus>,
     kvm: Arc<KvmVm>,
     host: HostFacts,
@@ -336,7 +336,7 @@ impl RunningVm {
 
     /// Stops the guest and its devices where nothing is half done. What is paused stays so.
     ///
-    /// Time goes on for the guest, as for a computer that nobody let run.
+    /// Time goes on for the guest, as for a computer that nobody let run, unless [`Self::go_on`] ends the pause.
     ///
     /// # Errors
     /// When the VM has ended.
@@ -372,7 +372,12 @@ impl RunningVm {
     pub fn go_on(&self) {
         let mut paused = self.lock_paused();
         if let Some(clocks) = paused.take() {
-            self.set_back(&clocks);
+            if let Err(error) = clocks.and_then(|clocks| self.set_back(&clocks)) {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "time passed for a paused guest"
+                );
+            }
             self.let_go_on();
         }
     }
@@ -383,32 +388,25 @@ impl RunningVm {
         self.handle.supervisor.gate().open();
     }
 
-    fn clocks(&self) -> Clocks {
+    fn clocks(&self) -> Result<Clocks, KvmError> {
         let threads = self.handle.lock();
         let vcpus = threads.vcpus.iter().map(|vcpu| vcpu.paused().clock());
-        Clocks {
+        Ok(Clocks {
             read_at: Instant::now(),
-            vcpus: vcpus.collect(),
-            kvm: self.kvm.save(),
-        }
+            vcpus: vcpus.collect::<Result<_, _>>()?,
+            kvm: self.kvm.save()?,
+        })
     }
 
-    fn set_back(&self, clocks: &Clocks) {
-        let (Ok(vcpus), Ok(kvm)) = (&clocks.vcpus, &clocks.kvm) else {
-            return;
-        };
+    fn set_back(&self, clocks: &Clocks) -> Result<(), KvmError> {
         if clocks.read_at.elapsed() < LEAST_STEP {
-            return;
+            return Ok(());
         }
         let threads = self.handle.lock();
-        let mut pairs = threads.vcpus.iter().zip(vcpus);
-        let set = pairs.try_for_each(|(vcpu, clock)| vcpu.paused().set_clock(clock));
-        if let Err(error) = set.and_then(|()| self.kvm.restore(kvm)) {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "time passed for a paused guest"
-            );
+        for (vcpu, clock) in threads.vcpus.iter().zip(&clocks.vcpus) {
+            vcpu.paused().set_clock(clock)?;
         }
+        self.kvm.restore(&clocks.kvm)
     }
 
     /// Writes the memory of a paused VM to the empty file `memory`, with holes where the guest has nothing, and returns
@@ -448,7 +446,7 @@ impl RunningVm {
         }
     }
 
-    fn lock_paused(&self) -> std::sync::MutexGuard<'_, Option<Clocks>> {
+    fn lock_paused(&self) -> std::sync::MutexGuard<'_, Option<Result<Clocks, KvmError>>> {
         self.paused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

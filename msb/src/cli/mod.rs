@@ -73,8 +73,8 @@ struct Cli {
     verb: Verb,
 }
 
-// Only the verb that is given has its options built: those of all are a fifth of the start of `msb`. The list of verbs has a line
-// of each without them, so that line is here, too.
+// Only the verb that is given has its options built: those of all are a fifth of the start of `msb`. The list of verbs
+// has a line of each without them, so that line is here, too.
 #[derive(Debug, Subcommand)]
 #[command(defer = true)]
 enum Verb {
