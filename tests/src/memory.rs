@@ -29,18 +29,19 @@ impl VmMemory {
     fn parse(smaps: &str, guest_mib: u64) -> Self {
         let mut memory = Self::default();
         let mappings = mappings(smaps);
-        let is_large = |mapping: &Mapping<'_>| mapping.size >= guest_mib << 10;
+        // The kernel's code is mapped from another file than the rest, in its midst.
+        let guest = mappings
+            .chunk_by(|one, next| one.end == next.start && one.permissions == next.permissions)
+            .find(|run| run.iter().map(|mapping| mapping.size).sum::<u64>() >= guest_mib << 10)
+            .unwrap_or_default();
         // What the guest only reads is of a file of its own, or behind its saved memory.
-        let saved = mappings
-            .iter()
-            .find(|mapping| is_large(mapping))
-            .and_then(|mapping| mapping.file);
+        let saved = guest.first().and_then(|mapping| mapping.file);
         let is_rom = |mapping: &Mapping<'_>| {
             let file = mapping.file.unwrap_or_default();
-            file.contains("/programs-") || (file.starts_with('/') && mapping.file == saved)
+            file.contains("/shared-") || (file.starts_with('/') && mapping.file == saved)
         };
         for mapping in &mappings {
-            if is_large(mapping) {
+            if guest.iter().any(|part| part.start == mapping.start) {
                 // Pages of a saved memory that nobody else maps are private, too, though they are the file's.
                 memory.guest_private += mapping.anonymous;
             } else if !is_rom(mapping) {
@@ -55,6 +56,9 @@ impl VmMemory {
 /// A mapping of a process; sizes in KiB.
 #[derive(Debug, Default)]
 struct Mapping<'a> {
+    start: &'a str,
+    end: &'a str,
+    permissions: &'a str,
     file: Option<&'a str>,
     size: u64,
     resident: u32,
@@ -70,9 +74,13 @@ fn mappings(smaps: &str) -> Vec<Mapping<'_>> {
             continue;
         };
         if !key.ends_with(':') {
-            // Behind addresses and permissions come offset, device and inode.
-            let file = words.nth(3);
+            let (start, end) = key.split_once('-').unwrap_or_default();
+            // Behind permissions come offset, device and inode.
+            let file = words.nth(2);
             mappings.push(Mapping {
+                start,
+                end,
+                permissions: value,
                 file,
                 ..Mapping::default()
             });
@@ -113,12 +121,18 @@ Rss:                  60 kB
 Private_Clean:        16 kB
 Private_Dirty:         4 kB
 7f00-7f10 rw-p 00000000 00:01 2 /memfd:guest (deleted)
-Size:               1024 kB
-Rss:                 900 kB
+Size:                512 kB
+Rss:                 500 kB
 Private_Clean:         0 kB
-Private_Dirty:       800 kB
-Anonymous:           100 kB
-8f00-8f10 r--s 00000000 00:01 3 /run/msb/programs-1
+Private_Dirty:       400 kB
+Anonymous:            20 kB
+7f10-7f20 rw-p 00000000 00:01 2 /run/msb/shared-vmlinux-1
+Size:                512 kB
+Rss:                 400 kB
+Private_Clean:         0 kB
+Private_Dirty:       400 kB
+Anonymous:            80 kB
+8f00-8f10 r--s 00000000 00:01 3 /run/msb/shared-programs-1
 Size:                512 kB
 Rss:                 512 kB
 Private_Clean:       512 kB

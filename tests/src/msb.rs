@@ -180,11 +180,11 @@ impl Msb {
         for directory in ["sandboxes", "names", "transient", "pools"] {
             left.extend(entries(&self.home().join(directory)));
         }
-        // The programs are no sandbox's.
+        // What all share is no sandbox's.
         left.extend(
             entries(&self.runtime())
                 .into_iter()
-                .filter(|path| !path.contains("/programs-")),
+                .filter(|path| !path.contains("/shared-")),
         );
         left.extend(entries(&self.home()).into_iter().filter(|path| path.ends_with(".tmp")));
         let known_hosts = fs::read_to_string(self.home().join("known_hosts")).unwrap_or_default();

@@ -48,17 +48,47 @@ fn sandboxes_of_root_are_strangers_to_each_other_and_to_the_host() {
     assert_eq!(other.ssh("echo untouched").expect(0).text(), "untouched\n");
 }
 
+/// The one file of this kind that all guests map.
+fn shared(msb: &Msb, kind: &str) -> PathBuf {
+    let files = fs::read_dir(msb.runtime()).unwrap().map(|file| file.unwrap().path());
+    let prefix = format!("/shared-{kind}-");
+    let mut found: Vec<_> = files.filter(|path| path.to_string_lossy().contains(&prefix)).collect();
+    assert_eq!(found.len(), 1, "{found:?}");
+    found.remove(0)
+}
+
+/// What smaps says of this sandbox's mapping of `file`.
+fn mapping(sandbox: &msb_tests::Sandbox<'_>, file: &Path) -> String {
+    let smaps = read(&PathBuf::from(format!("/proc/{}/smaps", sandbox.vm().as_raw_nonzero())));
+    let from = smaps.find(file.to_str().unwrap()).unwrap_or_else(|| panic!("{smaps}"));
+    let line = smaps[..from].rfind('\n').map_or(0, |end| end + 1);
+    let len = smaps[from..].find("VmFlags").unwrap();
+    smaps[line..from + len].to_owned()
+}
+
+#[test]
+fn the_kernel_s_code_is_shared_and_no_kernel_changes_it() {
+    let msb = Msb::in_memory();
+    let (one, other) = (msb.create("one"), msb.create("other"));
+    let kernel = shared(&msb, "vmlinux");
+    let contents = fs::read(&kernel).unwrap();
+    for sandbox in [&one, &other] {
+        // Controllers turn static keys on, so that code is changed in a kernel that runs.
+        sandbox
+            .ssh("mount -t cgroup2 none /mnt && echo +memory +pids >/mnt/cgroup.subtree_control; true")
+            .expect(0);
+        let code = mapping(sandbox, &kernel);
+        let is_own = code.contains(" rw-p ") && !code.contains("\nRss:                   0 kB");
+        assert!(is_own && code.contains("\nAnonymous:             0 kB"), "{code}");
+    }
+    assert!(fs::read(&kernel).unwrap() == contents);
+}
+
 #[test]
 fn programs_are_shared_and_no_guest_can_change_them() {
     let msb = Msb::in_memory();
     let (one, other) = (msb.create("one"), msb.create("other"));
-    let files = fs::read_dir(msb.runtime()).unwrap().map(|file| file.unwrap().path());
-    let programs: Vec<_> = files
-        .filter(|path| path.to_string_lossy().contains("/programs-"))
-        .collect();
-    let [programs] = programs.as_slice() else {
-        panic!("{programs:?}");
-    };
+    let programs = &shared(&msb, "programs");
     for sandbox in [&one, &other] {
         let maps = read(&PathBuf::from(format!("/proc/{}/maps", sandbox.vm().as_raw_nonzero())));
         let mapping = maps.lines().find(|line| line.ends_with(programs.to_str().unwrap()));

@@ -4,7 +4,7 @@ mod guests;
 
 use std::path::PathBuf;
 
-use guests::{HALT_FOR_EVER, RESET, UNDEFINED, config, print};
+use guests::{HALT_FOR_EVER, RESET, SHARED_CODE, UNDEFINED, config, print, sharing};
 use msb_vmm::{BuildError, FailureReason, Vm, VmExit};
 
 #[test]
@@ -19,6 +19,29 @@ fn a_guest_that_resets_its_cpu_ends_the_vm_and_its_last_words_are_logged() {
         std::fs::read_to_string(directory.path().join("reset.log")).unwrap(),
         "bye\n"
     );
+}
+
+#[test]
+fn a_guest_that_writes_to_code_which_all_share_changes_its_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let last = u32::try_from(2 * SHARED_CODE - 1).unwrap().to_le_bytes();
+    // mov al, [last]; add al, '0'; out dx, al
+    let tell = [&[0x8a, 0x04, 0x25], &last[..], &[0x04, b'0', 0xee]].concat();
+    // mov byte [last], 7
+    let change = [&[0xc6, 0x04, 0x25], &last[..], &[7]].concat();
+    let code = [print("saw "), tell.clone(), change, tell, RESET.to_vec()].concat();
+    for name in ["first", "second"] {
+        let config = sharing(&directory, name, &code);
+        let vm = Vm::build(&config).unwrap();
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        assert!(maps.contains(config.kernel.to_str().unwrap()), "{maps}");
+        let running = vm.start().unwrap();
+        assert!(matches!(running.wait(), VmExit::GuestReset));
+        drop(running);
+        let log = directory.path().join(format!("{name}.log"));
+        assert_eq!(std::fs::read_to_string(log).unwrap(), "saw 07");
+        assert_eq!(std::fs::read(&config.kernel).unwrap().last(), Some(&0));
+    }
 }
 
 #[test]

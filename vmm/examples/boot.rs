@@ -17,6 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         vcpus: 1,
         memory_mib: 256,
         kernel: PathBuf::from(kernel),
+        share_code: false,
         initramfs: initramfs.split(',').map(|path| Initramfs::File(path.into())).collect(),
         rom: None,
         cmdline: arguments.collect::<Vec<_>>().join(" "),

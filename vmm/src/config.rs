@@ -15,6 +15,10 @@ pub struct VmConfig {
     pub memory_mib: u32,
     /// An uncompressed ELF kernel (`vmlinux`).
     pub kernel: PathBuf,
+    /// Whether the kernel's code is mapped from its file instead of being copied, and so shared by all VMs that do the same:
+    /// a segment that is executable, not writable, and in whole huge pages, in the file as in memory. It wants a file in
+    /// memory (tmpfs), in huge pages, which nobody changes or shortens meanwhile. A kernel without such a segment is copied.
+    pub share_code: bool,
     /// Archives for the initial root file system; later ones add to and replace files of earlier ones.
     pub initramfs: Vec<Initramfs>,
     /// What the guest has in its physical memory from [`crate::arch::layout::ROM`] on, read-only: a file of at most

@@ -5,6 +5,7 @@ mod rom;
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::ptr::{self, NonNull};
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
@@ -12,6 +13,7 @@ use rustix::system::sysinfo;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
+use crate::arch::kernel_code::KernelCode;
 use crate::arch::layout;
 
 pub(crate) use rom::Rom;
@@ -24,7 +26,7 @@ pub const MIN_MIB: u32 = 32;
 
 /// Bytes of a huge page. Where guest-physical and host address agree modulo this, KVM can map that much with one entry,
 /// and a guest that touches memory for the first time leaves for the host 512 times less often.
-const HUGE_PAGE: usize = 2 << 20;
+pub(crate) const HUGE_PAGE: usize = 2 << 20;
 
 /// Why guest memory cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +56,9 @@ pub enum MemoryError {
         max = layout::ROM_MAX
     )]
     RomSize(u64),
+    /// The host refused to map the kernel's code.
+    #[error("cannot map the kernel's code")]
+    KernelCode(#[source] io::Error),
     /// The host refused to map the ROM.
     #[error("cannot map the guest's ROM")]
     Rom(#[source] io::Error),
@@ -73,6 +78,8 @@ pub enum MemoryError {
 pub(crate) struct Mappings {
     mappings: Vec<Mapping>,
     rom: Option<Rom>,
+    /// Where the guest has the kernel's code, if that is mapped from the kernel's file.
+    code: Option<Range<u64>>,
     /// Where the memory came from that the guest has not written to since.
     base: Option<File>,
     /// The kernel's account of this process's pages, opened while it may open files; without it, all count as used.
@@ -137,6 +144,7 @@ fn map(mib: u32, rom: Option<Rom>, base: Option<File>) -> Result<(GuestMemory, M
     let mut mappings = Mappings {
         mappings: Vec::new(),
         rom,
+        code: None,
         base,
         pagemap: File::open("/proc/self/pagemap").ok(),
     };
@@ -147,7 +155,9 @@ fn map(mib: u32, rom: Option<Rom>, base: Option<File>) -> Result<(GuestMemory, M
         if let Some(base) = &mappings.base {
             let protection = ProtFlags::READ | ProtFlags::WRITE;
             let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-            mapping.replace(base, offset, protection, flags).map_err(failed)?;
+            mapping
+                .replace(0..len, base, offset, protection, flags)
+                .map_err(failed)?;
         }
         offset += len as u64;
         // SAFETY: the pointer is that of a mapping of `len` bytes, which the caller keeps.
@@ -164,6 +174,33 @@ impl Mappings {
     /// The ROM, if the guest has one.
     pub(crate) fn rom(&self) -> Option<&Rom> {
         self.rom.as_ref()
+    }
+
+    /// Puts the `code` of the kernel in `file` into its place in low memory, which nobody uses yet: read from the file when it
+    /// is touched, shared with all who do the same, and copied should the guest write to it. Nobody changes or shortens the
+    /// file as long as the mappings are. Returns whether there is such a place.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub(crate) fn share_code(&mut self, code: &KernelCode, file: &File) -> Result<bool, MemoryError> {
+        let low = &self.mappings[0];
+        let end = code.address.checked_add(code.len());
+        let Some(end) = end.filter(|end| *end <= low.len as u64) else {
+            return Ok(false);
+        };
+        let place = |address| usize::try_from(address).expect("low memory ends below 4 GiB");
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        low.replace(
+            place(code.address)..place(end),
+            file,
+            code.file.start,
+            protection,
+            flags,
+        )
+        .map_err(MemoryError::KernelCode)?;
+        self.code = Some(code.address..end);
+        Ok(true)
     }
 }
 
@@ -190,13 +227,21 @@ impl Mapping {
         Ok(Self { address, len })
     }
 
-    /// Puts what `base` has from `offset` on into the place of the mapping: read when it is touched, copied when it is
+    /// Puts what `base` has from `offset` on into `place`, bytes of the mapping: read when it is touched, copied when it is
     /// written to, and shared with all others that use the same file until then.
-    fn replace(&self, base: &File, offset: u64, protection: ProtFlags, flags: MapFlags) -> io::Result<()> {
+    fn replace(
+        &self,
+        place: Range<usize>,
+        base: &File,
+        offset: u64,
+        protection: ProtFlags,
+        flags: MapFlags,
+    ) -> io::Result<()> {
+        assert!(place.start <= place.end && place.end <= self.len, "part of the mapping");
         let flags = flags | MapFlags::FIXED;
-        let place = self.address.as_ptr().cast();
-        // SAFETY: what is replaced is this value's own mapping, which nobody uses yet.
-        unsafe { mmap(place, self.len, protection, flags, base, offset) }?;
+        let start = self.address.as_ptr().wrapping_add(place.start).cast();
+        // SAFETY: what is replaced is part of this value's own mapping, and nobody uses it yet.
+        unsafe { mmap(start, place.len(), protection, flags, base, offset) }?;
         Ok(())
     }
 }
@@ -335,6 +380,39 @@ mod tests {
         with(&file).unwrap();
         file.set_len(2 * 4096).unwrap();
         assert!(matches!(with(&file), Err(MemoryError::RomSize(8192))));
+    }
+
+    #[test]
+    fn code_of_a_kernel_is_shared_saved_with_the_memory_and_copied_where_a_guest_writes() {
+        let file = tempfile::tempfile().unwrap();
+        let huge = HUGE_PAGE as u64;
+        file.write_all_at(&vec![7; HUGE_PAGE], huge).unwrap();
+        let code = |address| KernelCode {
+            address,
+            file: huge..2 * huge,
+        };
+        let (memory, mut mappings) = allocate(MIN_MIB, None).unwrap();
+        let end = u64::from(MIN_MIB) << 20;
+        assert!(!mappings.share_code(&code(end), &file).unwrap(), "behind the memory");
+        assert!(mappings.share_code(&code(huge), &file).unwrap());
+        memory.write_obj(8u8, GuestAddress(huge + 4096)).unwrap();
+
+        // Most of the code has not been touched when this is saved.
+        let image = tempfile::tempfile().unwrap();
+        mappings.save(&image).unwrap();
+        let (restored, _restored_mappings) = restore(MIN_MIB, 0, image, None).unwrap();
+        for (place, expected) in [(0, 0), (huge, 7), (huge + 4096, 8), (2 * huge - 1, 7), (2 * huge, 0)] {
+            for memory in [&memory, &restored] {
+                assert_eq!(
+                    memory.read_obj::<u8>(GuestAddress(place)).unwrap(),
+                    expected,
+                    "{place:#x}"
+                );
+            }
+        }
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, huge + 4096).unwrap();
+        assert_eq!(byte, [7]);
     }
 
     fn restore_from(mappings: &Mappings, image: &mut File) -> (GuestMemory, Mappings) {

@@ -2,12 +2,14 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::arch::kernel_code::KernelCode;
 use crate::arch::{boot, layout, mptable, registers};
 use crate::config::{Console, VmConfig};
 use crate::devices::attach::{self, AttachedDevices};
@@ -174,8 +176,12 @@ impl Vm {
         let creation = begin_creation()?;
         let mut kernel = File::open(&config.kernel).map_err(cannot_open(&config.kernel))?;
         let rom = open_rom(config)?;
-        let (memory, mappings) = memory::allocate(config.memory_mib, rom.as_ref())?;
-        let (entry, kernel_end) = boot::load_kernel(&memory, &mut kernel, &config.kernel)?;
+        let (memory, mut mappings) = memory::allocate(config.memory_mib, rom.as_ref())?;
+        let mapped = match config.share_code {
+            true => share_code(&mut mappings, &kernel)?,
+            false => 0..0,
+        };
+        let (entry, kernel_end) = boot::load_kernel(&memory, &mut kernel, &config.kernel, mapped)?;
         let initramfs = boot::load_initramfs(&memory, &config.initramfs, kernel_end)?;
         let loaded_at = Some(Instant::now());
         let frame = Frame::new(config, creation, (&memory, mappings.rom()), LegacyPorts::new)?;
@@ -524,6 +530,15 @@ impl Frame {
 fn open_rom(config: &VmConfig) -> Result<Option<File>, BuildError> {
     let rom = config.rom.as_ref();
     rom.map(|path| File::open(path).map_err(cannot_open(path))).transpose()
+}
+
+/// Maps the kernel's code where it can be, and tells which bytes of the file that are. What is no kernel at all is for its
+/// loader to say.
+fn share_code(mappings: &mut Mappings, kernel: &File) -> Result<Range<u64>, MemoryError> {
+    match KernelCode::find(kernel) {
+        Ok(Some(code)) if mappings.share_code(&code, kernel)? => Ok(code.file),
+        _ => Ok(0..0),
+    }
 }
 
 fn begin_creation() -> Result<Creation, BuildError> {

@@ -15,7 +15,7 @@ use crate::store::{StoreError, files};
 use crate::vmm_process::args::{Lifetime, VmmArgs};
 use crate::vmm_process::spawn::{self, Saved, SpawnError};
 use crate::vmm_process::status::{StatusDecoder, StatusError, StatusEvent};
-use crate::{log, programs};
+use crate::{log, shared};
 
 /// How much of the VMM process's log is searched for its last words, in bytes.
 const LOG_TAIL: usize = 4096;
@@ -131,13 +131,19 @@ impl Sandbox {
         let files = Assets::find(self.config().spec.kernel.as_deref())?;
         let layout = self.store().layout();
         let runtime = self.store().create_runtime_dir()?;
+        // The built-in kernel is the one that comes with such programs.
+        let kernel = match &files.programs {
+            Some(_) => shared::in_memory(&files.kernel, runtime),
+            None => files.kernel.clone(),
+        };
         let args = VmmArgs {
             home: layout.home.clone(),
             runtime: layout.runtime.clone(),
             id: self.id().clone(),
-            kernel: files.kernel,
+            share_code: kernel != files.kernel,
+            kernel,
             initramfs: files.initramfs,
-            rom: files.programs.map(|built| programs::in_memory(&built, runtime)),
+            rom: files.programs.map(|built| shared::in_memory(&built, runtime)),
             tools: files.tools,
             lifetime,
             limit,

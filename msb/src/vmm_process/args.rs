@@ -20,6 +20,8 @@ pub struct VmmArgs {
     pub id: SandboxId,
     /// Guest kernel.
     pub kernel: PathBuf,
+    /// Whether all guests shall have the kernel's code from its file.
+    pub share_code: bool,
     /// Archives of the shared image.
     pub initramfs: Vec<PathBuf>,
     /// What the guest has in memory that it shares with others.

@@ -248,6 +248,7 @@ impl Run {
         let image = image.map(|image| (self.store.images().erofs(&image.id), self.dir().writable()));
         let vm_files = vm::VmFiles {
             kernel: &self.args.kernel,
+            share_code: self.args.share_code,
             initramfs: &self.args.initramfs,
             rom: self.args.rom.as_deref(),
             tools: &self.args.tools,

@@ -20,6 +20,8 @@ const GUEST_CID: u32 = 3;
 pub(super) struct VmFiles<'a> {
     /// Guest kernel.
     pub(super) kernel: &'a Path,
+    /// Whether all guests shall have its code from this file.
+    pub(super) share_code: bool,
     /// Archives of the shared image.
     pub(super) initramfs: &'a [PathBuf],
     /// What the guest has in memory that it shares with others.
@@ -87,6 +89,7 @@ pub(super) fn config(spec: &SandboxSpec, files: VmFiles<'_>, identity: Vec<u8>, 
         vcpus: spec.cpus,
         memory_mib: spec.memory.mib,
         kernel: files.kernel.into(),
+        share_code: files.share_code,
         initramfs: shared.chain([Initramfs::Bytes(identity)]).collect(),
         rom: files.rom.map(Path::to_owned),
         cmdline: spec.cmdline.clone(),

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 
 use linux_loader::configurator::linux::LinuxBootConfigurator;
@@ -11,6 +12,7 @@ use linux_loader::loader::elf::Elf;
 use linux_loader::loader::{KernelLoader, load_cmdline};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
+use super::kernel_code::PartlyMapped;
 use super::layout;
 use crate::config::Initramfs;
 use crate::memory::GuestMemory;
@@ -62,7 +64,8 @@ pub enum LoadError {
     Tables(#[source] vm_memory::GuestMemoryError),
 }
 
-/// Loads the ELF kernel `file`, which was opened at `path`, and returns its entry point and its end.
+/// Loads the ELF kernel `file`, which was opened at `path`, but for the bytes `mapped` of it, which are in their place, and
+/// returns its entry point and its end.
 ///
 /// # Errors
 /// [`LoadError::Kernel`] when it is no kernel, [`LoadError::MemoryTooSmall`] when it does not fit.
@@ -70,6 +73,7 @@ pub fn load_kernel(
     memory: &GuestMemory,
     file: &mut File,
     path: &std::path::Path,
+    mapped: Range<u64>,
 ) -> Result<(GuestAddress, u64), LoadError> {
     let size = file
         .metadata()
@@ -81,11 +85,13 @@ pub fn load_kernel(
     if layout::HIGH_MEMORY + size > low_memory_end(memory) {
         return Err(too_small(memory, layout::HIGH_MEMORY + size));
     }
-    let loaded =
-        Elf::load(memory, None, file, Some(GuestAddress(layout::HIGH_MEMORY))).map_err(|source| LoadError::Kernel {
+    let mut rest = PartlyMapped::new(file, mapped);
+    let loaded = Elf::load(memory, None, &mut rest, Some(GuestAddress(layout::HIGH_MEMORY))).map_err(|source| {
+        LoadError::Kernel {
             path: path.into(),
             source,
-        })?;
+        }
+    })?;
     if loaded.kernel_end > low_memory_end(memory) {
         return Err(too_small(memory, loaded.kernel_end));
     }
@@ -280,7 +286,7 @@ mod tests {
     fn what_is_no_elf_file_is_named_as_such() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&[b'x'; 5000]).unwrap();
-        let refused = load_kernel(&memory(16), &mut file.reopen().unwrap(), file.path()).unwrap_err();
+        let refused = load_kernel(&memory(16), &mut file.reopen().unwrap(), file.path(), 0..0).unwrap_err();
         assert!(matches!(refused, LoadError::Kernel { .. }));
         assert!(refused.to_string().contains("ELF"));
     }

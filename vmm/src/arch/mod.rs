@@ -2,6 +2,7 @@
 
 pub mod boot;
 pub mod cpuid;
+pub(crate) mod kernel_code;
 pub mod lapic;
 pub mod layout;
 pub mod mptable;

@@ -56,9 +56,12 @@ impl Mappings {
             .iter()
             .map(|entry| u64::from_ne_bytes(*entry));
         let mut used: Vec<bool> = entries.map(|entry| entry & (PRESENT | SWAPPED) != 0).collect();
+        let from = offset + (pages.start * PAGE) as u64;
         if let Some(base) = &self.base {
-            let from = offset + (pages.start * PAGE) as u64;
             mark_data(base, from, &mut used)?;
+        }
+        if let Some(code) = &self.code {
+            used[positions(from, pages.len(), code)].fill(true);
         }
         Ok(used)
     }
@@ -78,12 +81,19 @@ fn mark_data(base: &File, from: u64, used: &mut [bool]) -> io::Result<()> {
         } else {
             end
         };
-        let page = |position: u64| usize::try_from((position - from) / PAGE as u64).unwrap_or(used.len());
-        let marked = page(data)..page(hole.next_multiple_of(PAGE as u64)).min(used.len());
-        used[marked].fill(true);
+        let found = positions(from, used.len(), &(data..hole));
+        used[found].fill(true);
         position = hole.max(position + 1);
     }
     Ok(())
+}
+
+/// Which of `count` pages of an image, the first of them at `from`, have some of the bytes `part` of it.
+fn positions(from: u64, count: usize, part: &Range<u64>) -> Range<usize> {
+    let page = |position: u64| usize::try_from(position / PAGE as u64).map_or(count, |page| page.min(count));
+    let start = page(part.start.saturating_sub(from));
+    let end = page(part.end.saturating_sub(from).next_multiple_of(PAGE as u64));
+    start..end.max(start)
 }
 
 impl Mapping {

@@ -32,7 +32,7 @@ impl Rom {
         let size = size.filter(|size| len <= layout::ROM_MAX && size.is_multiple_of(PAGE) && *size > 0);
         let mapping = Mapping::new(size.ok_or(MemoryError::RomSize(len))?).map_err(MemoryError::Rom)?;
         mapping
-            .replace(file, offset, ProtFlags::READ, MapFlags::SHARED)
+            .replace(0..mapping.len, file, offset, ProtFlags::READ, MapFlags::SHARED)
             .map_err(MemoryError::Rom)?;
         Ok(Self(mapping))
     }

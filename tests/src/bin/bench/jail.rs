@@ -91,6 +91,7 @@ fn run(directory: &Path, is_jailed: bool, in_namespaces: bool, mut report: &Unix
         vcpus: 1,
         memory_mib: MEMORY_MIB,
         kernel: files.kernel,
+        share_code: false,
         initramfs: files.initramfs.into_iter().map(Initramfs::File).collect(),
         rom: files.programs,
         cmdline: "rdinit=/none init=/none".into(),

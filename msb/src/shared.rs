@@ -1,5 +1,5 @@
-//! The built-in programs in memory that all guests share: a file of the runtime directory, where that is in memory, in huge
-//! pages where the kernel can make some. A guest leaves for the host once for each of these that it touches.
+//! The built-in programs and the kernel in memory that all guests share: files of the runtime directory, where that is in
+//! memory, in huge pages where the host can make some. A guest leaves for the host once for each of these that it touches.
 
 use std::ffi::c_void;
 use std::fs::{self, File};
@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 /// What names of such files begin with.
-const PREFIX: &str = "programs-";
+const PREFIX: &str = "shared-";
 
 /// Bytes of a huge page.
 const HUGE_PAGE: usize = 2 << 20;
@@ -23,17 +23,17 @@ const HUGE_PAGE: usize = 2 << 20;
 /// `f_type` of a tmpfs (statfs(2)).
 const TMPFS: i64 = 0x0102_1994;
 
-/// How long other programs than those asked for are kept: another msb may have the same runtime directory.
+/// How long other files than those asked for are kept: another msb may have the same runtime directory.
 const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The file that guests map for the programs in the file `built`: a copy in `runtime`, a directory that nobody else may enter,
+/// The file that guests map for what is in the file `built`: a copy in `runtime`, a directory that nobody else may enter,
 /// which whoever is first makes; or `built` where there is no memory for one.
 pub(crate) fn in_memory(built: &Path, runtime: &Path) -> PathBuf {
     match copy(built, runtime) {
         Ok(Some(copy)) => copy,
         Ok(None) => built.into(),
         Err(error) => {
-            tracing::warn!(%error, "cannot keep the programs of guests in {}", runtime.display());
+            tracing::warn!(%error, "cannot keep {} in memory that guests share, in {}", built.display(), runtime.display());
             built.into()
         }
     }
@@ -42,7 +42,8 @@ pub(crate) fn in_memory(built: &Path, runtime: &Path) -> PathBuf {
 fn copy(built: &Path, runtime: &Path) -> io::Result<Option<PathBuf>> {
     let metadata = fs::metadata(built)?;
     let name = format!(
-        "{PREFIX}{:x}-{:x}-{:x}.{:x}",
+        "{PREFIX}{}-{:x}-{:x}-{:x}.{:x}",
+        built.file_stem().unwrap_or_default().display(),
         metadata.dev(),
         metadata.ino(),
         metadata.mtime(),
