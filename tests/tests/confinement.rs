@@ -72,15 +72,22 @@ fn the_kernel_s_code_is_shared_and_no_kernel_changes_it() {
     let (one, other) = (msb.create("one"), msb.create("other"));
     let kernel = shared(&msb, "vmlinux");
     let contents = fs::read(&kernel).unwrap();
+    let is_shared = |sandbox: &msb_tests::Sandbox<'_>| {
+        let code = mapping(sandbox, &kernel);
+        let is_own = code.contains(" rw-p ") && !code.contains("\nRss:                   0 kB");
+        assert!(is_own && code.contains("\nAnonymous:             0 kB"), "{code}");
+    };
     for sandbox in [&one, &other] {
         // Controllers turn static keys on, so that code is changed in a kernel that runs.
         sandbox
             .ssh("mount -t cgroup2 none /mnt && echo +memory +pids >/mnt/cgroup.subtree_control; true")
             .expect(0);
-        let code = mapping(sandbox, &kernel);
-        let is_own = code.contains(" rw-p ") && !code.contains("\nRss:                   0 kB");
-        assert!(is_own && code.contains("\nAnonymous:             0 kB"), "{code}");
+        is_shared(sandbox);
     }
+    msb.run(["fork", "one", "--name", "fork"]).expect(0);
+    let fork = msb.sandbox("fork");
+    assert_eq!(fork.ssh("echo goes on").expect(0).text(), "goes on\n");
+    is_shared(&fork);
     assert!(fs::read(&kernel).unwrap() == contents);
 }
 

@@ -78,8 +78,8 @@ pub enum MemoryError {
 pub(crate) struct Mappings {
     mappings: Vec<Mapping>,
     rom: Option<Rom>,
-    /// Where the guest has the kernel's code, if that is mapped from the kernel's file.
-    code: Option<Range<u64>>,
+    /// The kernel's code, if that is mapped from the kernel's file.
+    code: Option<KernelCode>,
     /// Where the memory came from that the guest has not written to since.
     base: Option<File>,
     /// The kernel's account of this process's pages, opened while it may open files; without it, all count as used.
@@ -199,7 +199,7 @@ impl Mappings {
             flags,
         )
         .map_err(MemoryError::KernelCode)?;
-        self.code = Some(code.address..end);
+        self.code = Some(code.clone());
         Ok(true)
     }
 }
@@ -390,12 +390,16 @@ mod tests {
         let code = |address| KernelCode {
             address,
             file: huge..2 * huge,
+            build_id: vec![1],
         };
         let (memory, mut mappings) = allocate(MIN_MIB, None).unwrap();
         let end = u64::from(MIN_MIB) << 20;
         assert!(!mappings.share_code(&code(end), &file).unwrap(), "behind the memory");
         assert!(mappings.share_code(&code(huge), &file).unwrap());
+        assert_eq!(memory.read_obj::<u8>(GuestAddress(huge)).unwrap(), 7);
+        assert_eq!(mappings.unchanged_code().unwrap(), Some(&code(huge)));
         memory.write_obj(8u8, GuestAddress(huge + 4096)).unwrap();
+        assert_eq!(mappings.unchanged_code().unwrap(), None);
 
         // Most of the code has not been touched when this is saved.
         let image = tempfile::tempfile().unwrap();

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::arch::cpuid;
+use crate::arch::kernel_code::KernelCode;
 use crate::devices::ioapic::IoapicState;
 use crate::devices::legacy::SavedSerial;
 use crate::devices::virtio::mmio::TransportState;
@@ -32,6 +33,9 @@ pub struct Snapshot {
     pub(crate) memory_mib: u32,
     /// Bytes of the ROM, which is behind the memory in its file.
     pub(crate) rom_len: u64,
+    /// The kernel's code, if the guest's memory has it as it is in the kernel's file.
+    #[serde(default)]
+    pub(crate) code: Option<KernelCode>,
     pub(crate) vcpus: Vec<VcpuState>,
     pub(crate) kvm: KvmState,
     pub(crate) ioapic: IoapicState,

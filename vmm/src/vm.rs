@@ -202,8 +202,9 @@ impl Vm {
         })
     }
 
-    /// Makes the VM that `config` describes as it was when `snapshot` and `memory` were saved. Kernel, initramfs and
-    /// command line of `config` are not looked at; a ROM has what was saved, byte for byte, and serves in its place. The
+    /// Makes the VM that `config` describes as it was when `snapshot` and `memory` were saved. Initramfs and command line of
+    /// `config` are not looked at, and of the kernel only whether it is the one that was saved, where its code is to be
+    /// shared; a ROM has what was saved, byte for byte, and serves in its place. The
     /// memory is read where the guest touches it, and never written to.
     ///
     /// What the guest's connections led to is gone: its vsock driver is told so when the VM starts, and clients wait
@@ -215,7 +216,10 @@ impl Vm {
         check_vcpus(config)?;
         let creation = begin_creation()?;
         let rom = open_rom(config)?;
-        let (memory, mappings) = memory::restore(config.memory_mib, snapshot.rom_len, memory, rom.as_ref())?;
+        let (memory, mut mappings) = memory::restore(config.memory_mib, snapshot.rom_len, memory, rom.as_ref())?;
+        if config.share_code {
+            share_saved_code(&mut mappings, config, snapshot)?;
+        }
         let frame = Frame::new(config, creation, (&memory, mappings.rom()), |console| {
             LegacyPorts::restore(console, &snapshot.serial)
         })?;
@@ -438,6 +442,7 @@ impl RunningVm {
             host: self.host.clone(),
             memory_mib: self.memory_mib,
             rom_len: self.mappings.rom().map_or(0, Rom::len),
+            code: self.mappings.unchanged_code().map_err(PauseError::Memory)?.cloned(),
             vcpus,
             kvm: self.kvm.save()?,
             ioapic: self.bus.ioapic().save(),
@@ -539,6 +544,17 @@ fn share_code(mappings: &mut Mappings, kernel: &File) -> Result<Range<u64>, Memo
         Ok(Some(code)) if mappings.share_code(&code, kernel)? => Ok(code.file),
         _ => Ok(0..0),
     }
+}
+
+/// Maps the code of a saved kernel from the kernel's file, if that has the same.
+fn share_saved_code(mappings: &mut Mappings, config: &VmConfig, snapshot: &Snapshot) -> Result<(), MemoryError> {
+    let (Some(saved), Ok(kernel)) = (&snapshot.code, File::open(&config.kernel)) else {
+        return Ok(());
+    };
+    if KernelCode::find(&kernel).is_ok_and(|present| present.as_ref() == Some(saved)) {
+        mappings.share_code(saved, &kernel)?;
+    }
+    Ok(())
 }
 
 fn begin_creation() -> Result<Creation, BuildError> {

@@ -4,21 +4,27 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 
-use elf::ElfStream;
-use elf::abi::{PF_R, PF_W, PF_X, PT_LOAD};
+use elf::abi::{PF_R, PF_W, PF_X, PT_LOAD, PT_NOTE};
 use elf::endian::LittleEndian;
+use elf::note::Note;
+use elf::segment::ProgramHeader;
+use elf::{ElfStream, ParseError};
+use serde::{Deserialize, Serialize};
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice};
 
 use crate::memory::HUGE_PAGE;
 
 /// A segment of a kernel's ELF file that is executed and never written to, in whole huge pages.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct KernelCode {
     /// Where the guest has it.
     pub(crate) address: u64,
     /// Its bytes in the file.
     pub(crate) file: Range<u64>,
+    /// What the linker calls a kernel with these contents (GNU build ID); nothing if it was not asked to.
+    pub(crate) build_id: Vec<u8>,
 }
 
 impl KernelCode {
@@ -27,9 +33,10 @@ impl KernelCode {
     ///
     /// # Errors
     /// When the file is no ELF file, or cannot be read.
-    pub(crate) fn find(file: &File) -> Result<Option<Self>, elf::ParseError> {
-        let stream = ElfStream::<LittleEndian, _>::open_stream(file)?;
-        let found = stream.segments().iter().find(|segment| {
+    pub(crate) fn find(file: &File) -> Result<Option<Self>, ParseError> {
+        let mut stream = ElfStream::<LittleEndian, _>::open_stream(file)?;
+        let segments = stream.segments().clone();
+        let found = segments.iter().find(|segment| {
             let places = [segment.p_paddr, segment.p_offset, segment.p_filesz];
             segment.p_type == PT_LOAD
                 && segment.p_flags & (PF_R | PF_W | PF_X) == PF_R | PF_X
@@ -37,20 +44,43 @@ impl KernelCode {
                 && segment.p_filesz > 0
                 && places.iter().all(|place| place.is_multiple_of(HUGE_PAGE as u64))
         });
-        let found = found.and_then(|segment| {
-            Some(Self {
-                address: segment.p_paddr,
-                file: segment.p_offset..segment.p_offset.checked_add(segment.p_filesz)?,
-            })
-        });
-        let len = file.metadata()?.len();
-        Ok(found.filter(|code| code.file.end <= len))
+        let Some(segment) = found else {
+            return Ok(None);
+        };
+        let end = segment.p_offset.checked_add(segment.p_filesz);
+        let Some(end) = end.filter(|end| file.metadata().is_ok_and(|metadata| *end <= metadata.len())) else {
+            return Ok(None);
+        };
+        let build_id = match segments.iter().find(|segment| segment.p_type == PT_NOTE) {
+            Some(notes) => build_id(&mut stream, notes)?,
+            None => Vec::new(),
+        };
+        Ok(Some(Self {
+            address: segment.p_paddr,
+            file: segment.p_offset..end,
+            build_id,
+        }))
+    }
+
+    /// Its addresses in the guest.
+    pub(crate) fn addresses(&self) -> Range<u64> {
+        self.address..self.address.saturating_add(self.len())
     }
 
     /// Bytes of it.
     pub(crate) fn len(&self) -> u64 {
         self.file.end - self.file.start
     }
+}
+
+fn build_id(stream: &mut ElfStream<LittleEndian, &File>, segment: &ProgramHeader) -> Result<Vec<u8>, ParseError> {
+    let mut notes = stream.segment_data_as_notes(segment)?;
+    Ok(notes
+        .find_map(|note| match note {
+            Note::GnuBuildId(id) => Some(id.0.to_vec()),
+            _ => None,
+        })
+        .unwrap_or_default())
 }
 
 /// A kernel's file for a loader that finds some of its bytes in their place in guest memory already.
@@ -150,6 +180,7 @@ mod tests {
         let expected = KernelCode {
             address: 9 * HUGE,
             file: 2 * HUGE..5 * HUGE,
+            build_id: Vec::new(),
         };
         assert_eq!(found, Some(expected));
     }

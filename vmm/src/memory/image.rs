@@ -10,6 +10,7 @@ use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 use super::{Mapping, Mappings, Rom};
+use crate::arch::kernel_code::KernelCode;
 
 pub(super) const PAGE: usize = 4096;
 /// Pages looked at in one go: their entries of the page map are 32 KiB.
@@ -18,6 +19,8 @@ const CHUNK: usize = 4096;
 const ENTRY: usize = 8;
 /// The page is in memory.
 const PRESENT: u64 = 1 << 63;
+/// The page is a file's.
+const OF_FILE: u64 = 1 << 61;
 /// The page is in swap.
 const SWAPPED: u64 = 1 << 62;
 
@@ -42,29 +45,46 @@ impl Mappings {
         }
     }
 
+    /// The kernel's code, if it is mapped from the kernel's file, which can be told from others, and the guest has not
+    /// changed it.
+    ///
+    /// # Errors
+    /// When the host does not tell.
+    pub(crate) fn unchanged_code(&self) -> io::Result<Option<&KernelCode>> {
+        let (Some(code), Some(pagemap)) = (&self.code, &self.pagemap) else {
+            return Ok(None);
+        };
+        let low = &self.mappings[0];
+        let pages = positions(0, low.len / PAGE, &code.addresses());
+        let is_copy = |entry: u64| entry & SWAPPED != 0 || entry & (PRESENT | OF_FILE) == PRESENT;
+        let is_changed = entries(pagemap, low, pages)?.any(is_copy);
+        Ok(Some(code).filter(|code| !is_changed && !code.build_id.is_empty()))
+    }
+
     /// Which of `pages` may hold something; `offset` is where the mapping begins in an image.
     fn used(&self, mapping: &Mapping, offset: u64, pages: Range<usize>) -> io::Result<Vec<bool>> {
         let Some(pagemap) = &self.pagemap else {
             return Ok(vec![true; pages.len()]);
         };
-        let mut entries = vec![0; pages.len() * ENTRY];
-        let first = mapping.address.addr().get() / PAGE + pages.start;
-        pagemap.read_exact_at(&mut entries, (first * ENTRY) as u64)?;
-        let entries = entries
-            .as_chunks::<ENTRY>()
-            .0
-            .iter()
-            .map(|entry| u64::from_ne_bytes(*entry));
+        let entries = entries(pagemap, mapping, pages.clone())?;
         let mut used: Vec<bool> = entries.map(|entry| entry & (PRESENT | SWAPPED) != 0).collect();
         let from = offset + (pages.start * PAGE) as u64;
         if let Some(base) = &self.base {
             mark_data(base, from, &mut used)?;
         }
         if let Some(code) = &self.code {
-            used[positions(from, pages.len(), code)].fill(true);
+            used[positions(from, pages.len(), &code.addresses())].fill(true);
         }
         Ok(used)
     }
+}
+
+/// What the page map says of `pages`.
+fn entries(pagemap: &File, mapping: &Mapping, pages: Range<usize>) -> io::Result<impl Iterator<Item = u64>> {
+    let mut entries = vec![[0; ENTRY]; pages.len()];
+    let first = mapping.address.addr().get() / PAGE + pages.start;
+    pagemap.read_exact_at(entries.as_flattened_mut(), (first * ENTRY) as u64)?;
+    Ok(entries.into_iter().map(u64::from_ne_bytes))
 }
 
 /// Marks the pages of `base` from `from` on that are no holes.
