@@ -76,7 +76,7 @@ fn mappings(smaps: &str) -> Vec<Mapping<'_>> {
         if !key.ends_with(':') {
             let (start, end) = key.split_once('-').unwrap_or_default();
             // Behind permissions come offset, device and inode.
-            let file = words.nth(2);
+            let file = words.nth(3);
             mappings.push(Mapping {
                 start,
                 end,
