@@ -1,5 +1,6 @@
 //! Guest memory.
 
+mod code;
 mod image;
 mod rom;
 
@@ -153,11 +154,7 @@ fn map(mib: u32, rom: Option<Rom>, base: Option<File>) -> Result<(GuestMemory, M
     for (base, len) in ranges(mib) {
         let mapping = Mapping::new(len).map_err(failed)?;
         if let Some(base) = &mappings.base {
-            let protection = ProtFlags::READ | ProtFlags::WRITE;
-            let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-            mapping
-                .replace(0..len, base, offset, protection, flags)
-                .map_err(failed)?;
+            mapping.copy_on_write(0..len, base, offset).map_err(failed)?;
         }
         offset += len as u64;
         // SAFETY: the pointer is that of a mapping of `len` bytes, which the caller keeps.
@@ -174,33 +171,6 @@ impl Mappings {
     /// The ROM, if the guest has one.
     pub(crate) fn rom(&self) -> Option<&Rom> {
         self.rom.as_ref()
-    }
-
-    /// Puts the `code` of the kernel in `file` into its place in low memory, which nobody uses yet: read from the file when it
-    /// is touched, shared with all who do the same, and copied should the guest write to it. Nobody changes or shortens the
-    /// file as long as the mappings are. Returns whether there is such a place.
-    ///
-    /// # Errors
-    /// When the host refuses.
-    pub(crate) fn share_code(&mut self, code: &KernelCode, file: &File) -> Result<bool, MemoryError> {
-        let low = &self.mappings[0];
-        let end = code.address.checked_add(code.len());
-        let Some(end) = end.filter(|end| *end <= low.len as u64) else {
-            return Ok(false);
-        };
-        let place = |address| usize::try_from(address).expect("low memory ends below 4 GiB");
-        let protection = ProtFlags::READ | ProtFlags::WRITE;
-        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-        low.replace(
-            place(code.address)..place(end),
-            file,
-            code.file.start,
-            protection,
-            flags,
-        )
-        .map_err(MemoryError::KernelCode)?;
-        self.code = Some(code.clone());
-        Ok(true)
     }
 }
 
@@ -229,6 +199,12 @@ impl Mapping {
 
     /// Puts what `base` has from `offset` on into `place`, bytes of the mapping: read when it is touched, copied when it is
     /// written to, and shared with all others that use the same file until then.
+    fn copy_on_write(&self, place: Range<usize>, base: &File, offset: u64) -> io::Result<()> {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        self.replace(place, base, offset, protection, MapFlags::PRIVATE | MapFlags::NORESERVE)
+    }
+
+    /// Maps what `base` has from `offset` on in `place`, bytes of the mapping.
     fn replace(
         &self,
         place: Range<usize>,
@@ -380,43 +356,6 @@ mod tests {
         with(&file).unwrap();
         file.set_len(2 * 4096).unwrap();
         assert!(matches!(with(&file), Err(MemoryError::RomSize(8192))));
-    }
-
-    #[test]
-    fn code_of_a_kernel_is_shared_saved_with_the_memory_and_copied_where_a_guest_writes() {
-        let file = tempfile::tempfile().unwrap();
-        let huge = HUGE_PAGE as u64;
-        file.write_all_at(&vec![7; HUGE_PAGE], huge).unwrap();
-        let code = |address| KernelCode {
-            address,
-            file: huge..2 * huge,
-            build_id: vec![1],
-        };
-        let (memory, mut mappings) = allocate(MIN_MIB, None).unwrap();
-        let end = u64::from(MIN_MIB) << 20;
-        assert!(!mappings.share_code(&code(end), &file).unwrap(), "behind the memory");
-        assert!(mappings.share_code(&code(huge), &file).unwrap());
-        assert_eq!(memory.read_obj::<u8>(GuestAddress(huge)).unwrap(), 7);
-        assert_eq!(mappings.unchanged_code().unwrap(), Some(&code(huge)));
-        memory.write_obj(8u8, GuestAddress(huge + 4096)).unwrap();
-        assert_eq!(mappings.unchanged_code().unwrap(), None);
-
-        // Most of the code has not been touched when this is saved.
-        let image = tempfile::tempfile().unwrap();
-        mappings.save(&image).unwrap();
-        let (restored, _restored_mappings) = restore(MIN_MIB, 0, image, None).unwrap();
-        for (place, expected) in [(0, 0), (huge, 7), (huge + 4096, 8), (2 * huge - 1, 7), (2 * huge, 0)] {
-            for memory in [&memory, &restored] {
-                assert_eq!(
-                    memory.read_obj::<u8>(GuestAddress(place)).unwrap(),
-                    expected,
-                    "{place:#x}"
-                );
-            }
-        }
-        let mut byte = [0];
-        file.read_exact_at(&mut byte, huge + 4096).unwrap();
-        assert_eq!(byte, [7]);
     }
 
     fn restore_from(mappings: &Mappings, image: &mut File) -> (GuestMemory, Mappings) {

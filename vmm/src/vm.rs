@@ -2,14 +2,12 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::arch::kernel_code::KernelCode;
 use crate::arch::{boot, layout, mptable, registers};
 use crate::config::{Console, VmConfig};
 use crate::devices::attach::{self, AttachedDevices};
@@ -178,7 +176,7 @@ impl Vm {
         let rom = open_rom(config)?;
         let (memory, mut mappings) = memory::allocate(config.memory_mib, rom.as_ref())?;
         let mapped = match config.share_code {
-            true => share_code(&mut mappings, &kernel)?,
+            true => mappings.share_code(&kernel)?,
             false => 0..0,
         };
         let (entry, kernel_end) = boot::load_kernel(&memory, &mut kernel, &config.kernel, mapped)?;
@@ -217,8 +215,8 @@ impl Vm {
         let creation = begin_creation()?;
         let rom = open_rom(config)?;
         let (memory, mut mappings) = memory::restore(config.memory_mib, snapshot.rom_len, memory, rom.as_ref())?;
-        if config.share_code {
-            share_saved_code(&mut mappings, config, snapshot)?;
+        if let (true, Some(saved), Ok(kernel)) = (config.share_code, &snapshot.code, File::open(&config.kernel)) {
+            mappings.share_saved_code(saved, &kernel)?;
         }
         let frame = Frame::new(config, creation, (&memory, mappings.rom()), |console| {
             LegacyPorts::restore(console, &snapshot.serial)
@@ -535,26 +533,6 @@ impl Frame {
 fn open_rom(config: &VmConfig) -> Result<Option<File>, BuildError> {
     let rom = config.rom.as_ref();
     rom.map(|path| File::open(path).map_err(cannot_open(path))).transpose()
-}
-
-/// Maps the kernel's code where it can be, and tells which bytes of the file that are. What is no kernel at all is for its
-/// loader to say.
-fn share_code(mappings: &mut Mappings, kernel: &File) -> Result<Range<u64>, MemoryError> {
-    match KernelCode::find(kernel) {
-        Ok(Some(code)) if mappings.share_code(&code, kernel)? => Ok(code.file),
-        _ => Ok(0..0),
-    }
-}
-
-/// Maps the code of a saved kernel from the kernel's file, if that has the same.
-fn share_saved_code(mappings: &mut Mappings, config: &VmConfig, snapshot: &Snapshot) -> Result<(), MemoryError> {
-    let (Some(saved), Ok(kernel)) = (&snapshot.code, File::open(&config.kernel)) else {
-        return Ok(());
-    };
-    if KernelCode::find(&kernel).is_ok_and(|present| present.as_ref() == Some(saved)) {
-        mappings.share_code(saved, &kernel)?;
-    }
-    Ok(())
 }
 
 fn begin_creation() -> Result<Creation, BuildError> {

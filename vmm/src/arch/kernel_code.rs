@@ -29,7 +29,7 @@ pub(crate) struct KernelCode {
 
 impl KernelCode {
     /// Finds it in the kernel `file`, whose program headers mark it: Linux's own say of all code that it is never written
-    /// to, but do not keep it in huge pages of its own.
+    /// to, which is not so, but have no whole huge pages of it.
     ///
     /// # Errors
     /// When the file is no ELF file, or cannot be read.
@@ -47,8 +47,9 @@ impl KernelCode {
         let Some(segment) = found else {
             return Ok(None);
         };
+        let len = file.metadata()?.len();
         let end = segment.p_offset.checked_add(segment.p_filesz);
-        let Some(end) = end.filter(|end| file.metadata().is_ok_and(|metadata| *end <= metadata.len())) else {
+        let Some(end) = end.filter(|end| *end <= len) else {
             return Ok(None);
         };
         let build_id = match segments.iter().find(|segment| segment.p_type == PT_NOTE) {

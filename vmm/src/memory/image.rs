@@ -10,7 +10,6 @@ use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 use super::{Mapping, Mappings, Rom};
-use crate::arch::kernel_code::KernelCode;
 
 pub(super) const PAGE: usize = 4096;
 /// Pages looked at in one go: their entries of the page map are 32 KiB.
@@ -18,11 +17,11 @@ const CHUNK: usize = 4096;
 /// Bytes of one entry (Documentation/admin-guide/mm/pagemap.rst).
 const ENTRY: usize = 8;
 /// The page is in memory.
-const PRESENT: u64 = 1 << 63;
+pub(super) const PRESENT: u64 = 1 << 63;
 /// The page is a file's.
-const OF_FILE: u64 = 1 << 61;
+pub(super) const OF_FILE: u64 = 1 << 61;
 /// The page is in swap.
-const SWAPPED: u64 = 1 << 62;
+pub(super) const SWAPPED: u64 = 1 << 62;
 
 impl Mappings {
     /// Writes the whole memory to `image`, which is empty, and the ROM behind it. Nothing changes the memory meanwhile.
@@ -45,22 +44,6 @@ impl Mappings {
         }
     }
 
-    /// The kernel's code, if it is mapped from the kernel's file, which can be told from others, and the guest has not
-    /// changed it.
-    ///
-    /// # Errors
-    /// When the host does not tell.
-    pub(crate) fn unchanged_code(&self) -> io::Result<Option<&KernelCode>> {
-        let (Some(code), Some(pagemap)) = (&self.code, &self.pagemap) else {
-            return Ok(None);
-        };
-        let low = &self.mappings[0];
-        let pages = positions(0, low.len / PAGE, &code.addresses());
-        let is_copy = |entry: u64| entry & SWAPPED != 0 || entry & (PRESENT | OF_FILE) == PRESENT;
-        let is_changed = entries(pagemap, low, pages)?.any(is_copy);
-        Ok(Some(code).filter(|code| !is_changed && !code.build_id.is_empty()))
-    }
-
     /// Which of `pages` may hold something; `offset` is where the mapping begins in an image.
     fn used(&self, mapping: &Mapping, offset: u64, pages: Range<usize>) -> io::Result<Vec<bool>> {
         let Some(pagemap) = &self.pagemap else {
@@ -80,7 +63,7 @@ impl Mappings {
 }
 
 /// What the page map says of `pages`.
-fn entries(pagemap: &File, mapping: &Mapping, pages: Range<usize>) -> io::Result<impl Iterator<Item = u64>> {
+pub(super) fn entries(pagemap: &File, mapping: &Mapping, pages: Range<usize>) -> io::Result<impl Iterator<Item = u64>> {
     let mut entries = vec![[0; ENTRY]; pages.len()];
     let first = mapping.address.addr().get() / PAGE + pages.start;
     pagemap.read_exact_at(entries.as_flattened_mut(), (first * ENTRY) as u64)?;
@@ -109,7 +92,7 @@ fn mark_data(base: &File, from: u64, used: &mut [bool]) -> io::Result<()> {
 }
 
 /// Which of `count` pages of an image, the first of them at `from`, have some of the bytes `part` of it.
-fn positions(from: u64, count: usize, part: &Range<u64>) -> Range<usize> {
+pub(super) fn positions(from: u64, count: usize, part: &Range<u64>) -> Range<usize> {
     let page = |position: u64| usize::try_from(position / PAGE as u64).map_or(count, |page| page.min(count));
     let start = page(part.start.saturating_sub(from));
     let end = page(part.end.saturating_sub(from).next_multiple_of(PAGE as u64));
