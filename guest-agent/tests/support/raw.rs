@@ -292,13 +292,13 @@ impl Raw {
         )
     }
 
-    /// The peak of the server's memory, in bytes.
-    pub(crate) fn peak_memory(&self) -> usize {
+    /// The memory of its own that the server uses, in bytes: what it uses of its program is not in it.
+    pub(crate) fn own_memory(&self) -> usize {
         // The server is the only child of timeout(1).
         let timeout = self.server.id();
         let children = std::fs::read_to_string(format!("/proc/{timeout}/task/{timeout}/children")).unwrap();
         let status = std::fs::read_to_string(format!("/proc/{}/status", children.trim())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
         line.split_whitespace().next().unwrap().parse::<usize>().unwrap() * 1024
     }
 }
