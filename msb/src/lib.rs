@@ -37,6 +37,7 @@ pub mod assets;
 pub mod cli;
 pub mod doctor;
 pub mod events;
+mod fd_passing;
 pub mod identity;
 pub mod images;
 pub mod jail;

@@ -21,6 +21,17 @@ pub(super) fn json(value: &impl Serialize) -> Result<(), CliError> {
     bytes(&crate::store::files::to_json(value))
 }
 
+/// Writes the last that this process has to say, and gives its standard input and output up: who reads that sees the end,
+/// though the process goes on.
+pub(super) fn last_words(words: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    let written = stdout.write_all(words.as_bytes()).and_then(|()| stdout.flush());
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    written
+}
+
 /// Writes bytes. A reader that has seen enough is no error.
 pub(super) fn bytes(bytes: &[u8]) -> Result<(), CliError> {
     let mut stdout = io::stdout().lock();

@@ -37,6 +37,8 @@ enum Verb {
     Create(CreateArgs),
     Ls(LsArgs),
     Fill(FillArgs),
+    #[command(hide = true)]
+    StandBy(StandByArgs),
     Rm(RmArgs),
 }
 
@@ -87,6 +89,16 @@ struct FillArgs {
     /// Leave it to whoever is at it already
     #[arg(long, hide = true)]
     background: bool,
+}
+
+/// Make one fork, say on standard output that it waits or why not, and run a session in it for who takes it
+///
+/// Standard input is the lock of who fills the pool, which this holds until then.
+#[derive(Args, Debug)]
+struct StandByArgs {
+    /// Name
+    #[arg(value_name = "POOL")]
+    pool: String,
 }
 
 /// Remove pools with the forks that wait; sandboxes that were taken stay
@@ -150,6 +162,7 @@ pub(super) fn run(args: &PoolArgs, context: &Context) -> Result<u8, CliError> {
                 filled.map_err(cannot(what))
             })
         }
+        Verb::StandBy(args) => stand_by(&args.pool, context),
         Verb::Rm(args) => {
             context.store.sweep().map_err(cannot("clean up"))?;
             for_each(&args.pools, |name| {
@@ -183,6 +196,19 @@ fn create(args: &CreateArgs, context: &Context) -> Result<u8, CliError> {
     }
     if args.json {
         output::json(&PoolView::of(&pool).map_err(cannot(what()))?)?;
+    }
+    Ok(0)
+}
+
+fn stand_by(name: &str, context: &Context) -> Result<u8, CliError> {
+    let what = format!("make a fork for the pool {name}");
+    let announced = find(context, name, &what).map(|pool| {
+        let stand_by = pool.stand_by(output::last_words);
+        super::runtime().map(|runtime| runtime.block_on(stand_by))
+    });
+    match announced {
+        Ok(stood_by) => stood_by?.map_err(cannot(what))?,
+        Err(error) => output::last_words(&error.message).map_err(cannot(what))?,
     }
     Ok(0)
 }

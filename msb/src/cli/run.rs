@@ -12,6 +12,7 @@ use super::error::{CliError, TRANSPORT_ERROR, cannot};
 use super::session::{self, Session};
 use super::spec_args::{BootTimeout, PoolArg, ReadyTimeout, SpecArgs};
 use super::{Context, output, pool};
+use crate::pools::standby::Standby;
 use crate::pools::{HEAD_START, Replacement};
 use crate::sandbox::records::{ExitReason, ExitRecord};
 use crate::sandbox::start::StartedSandbox;
@@ -100,7 +101,11 @@ pub(super) fn run(args: RunArgs, context: &Context) -> Result<u8, CliError> {
         let interrupted = interrupted()?;
         // A fork has what its original started.
         let start_command = matches!(source, Source::Spec(..)).then_some(args.ready);
-        let (mut started, replacement) = source.start(&what, context, &mut timings)?;
+        let Started {
+            mut started,
+            standby,
+            replacement,
+        } = source.start(&session, &what, context, &mut timings)?;
         // On a CPU that both share, the start of that process would hold up the session.
         let replacing = replacement.map(|replacement| {
             tokio::spawn(async move {
@@ -111,7 +116,14 @@ pub(super) fn run(args: RunArgs, context: &Context) -> Result<u8, CliError> {
         let sandbox = started.sandbox().clone();
         timings.spawned_us = Some(now_us());
         let outcome = tokio::select! {
-            outcome = in_started(&mut started, &session, (args.boot, start_command), &what, &mut timings) => outcome,
+            outcome = async {
+                in_ready(&mut started, (args.boot, start_command), &what, &mut timings).await?;
+                let stamps = &mut timings.session;
+                match standby {
+                    Some(standby) => session::run_by(standby, &session, &what, stamps).await,
+                    None => session::run(&sandbox, &session, args.boot, &what, stamps).await,
+                }
+            } => outcome,
             status = interrupted => Ok(status),
         };
         if let Some(replacing) = replacing {
@@ -154,6 +166,16 @@ enum Source {
     Pool(Box<SandboxSpec>, Pool, Box<SpecArgs>),
 }
 
+/// What was started.
+#[derive(Debug)]
+struct Started {
+    started: StartedSandbox,
+    /// Who can run the session, if it need not be done here.
+    standby: Option<Standby>,
+    /// Of a fork that was taken.
+    replacement: Option<Replacement>,
+}
+
 impl Source {
     fn of(spec: SpecArgs, pool: &PoolArg, what: &str, context: &Context) -> Result<Self, CliError> {
         let Some(pool) = &pool.pool else {
@@ -171,13 +193,14 @@ impl Source {
         }
     }
 
-    /// Starts it; what was taken from a pool is replaced when the second value is dropped.
+    /// Starts it for this session.
     fn start(
         self,
+        session: &Session,
         what: &str,
         context: &Context,
         timings: &mut RunTimings,
-    ) -> Result<(StartedSandbox, Option<Replacement>), CliError> {
+    ) -> Result<Started, CliError> {
         match self {
             Self::Spec(spec, authorized_keys) => {
                 let (sandbox, lock) =
@@ -188,13 +211,23 @@ impl Source {
                     let _ = sandbox.remove();
                     CliError::cannot(what, &error)
                 });
-                Ok((started?, None))
+                Ok(Started {
+                    started: started?,
+                    standby: None,
+                    replacement: None,
+                })
             }
-            Self::Pool(_, pool, args) => {
+            Self::Pool(spec, pool, args) => {
                 let (name, limit) = args.of_pool();
                 let taken = pool.take_unreplaced(name, Lifetime::OfStarter, limit);
-                let (started, replacement) = taken.map_err(cannot(what))?;
-                Ok((started, Some(replacement)))
+                let taken = taken.map_err(cannot(what))?;
+                Ok(Started {
+                    started: taken.started,
+                    standby: taken
+                        .standby
+                        .filter(|_| session.user == spec.default_user() && session.can_be_run_by_standby()),
+                    replacement: Some(taken.replacement),
+                })
             }
         }
     }
@@ -219,20 +252,20 @@ fn command(spec: &SandboxSpec, entrypoint: Option<String>, given: Vec<OsString>)
     command.into_iter().map(OsString::from).chain(given).collect()
 }
 
-async fn in_started(
+/// Waits until it is ready and has what it starts by itself.
+async fn in_ready(
     started: &mut StartedSandbox,
-    session: &Session,
     (boot, start_command): (BootTimeout, Option<ReadyTimeout>),
     what: &str,
     timings: &mut RunTimings,
-) -> Result<u8, CliError> {
+) -> Result<(), CliError> {
     let ready = started.ready(boot.duration()).await.map_err(cannot(what))?;
     timings.ready_seen_us = Some(now_us());
     timings.start = ready.timings;
     if let Some(start_command) = start_command {
         start_command.launch(started.sandbox()).await.map_err(cannot(what))?;
     }
-    session::run(started.sandbox(), session, boot, what, &mut timings.session).await
+    Ok(())
 }
 
 /// Lets the guest write what it holds to its disks.

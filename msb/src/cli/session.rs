@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::io;
+use std::os::fd::AsFd as _;
 
 use msb_ssh::client::{ClientError, Program, SshClient, Stdio};
 use serde::Serialize;
@@ -9,6 +10,7 @@ use serde::Serialize;
 use super::error::{CliError, TRANSPORT_ERROR, cannot};
 use super::spec_args::{BootTimeout, EnvVar};
 use crate::Sandbox;
+use crate::pools::standby::{End, Ended, Standby};
 use crate::sandbox::ssh::{SshClientOptions, SshError, is_transport};
 use crate::timings::{now_us, us_at};
 
@@ -23,6 +25,15 @@ pub(super) struct Session {
     pub(super) tty: bool,
     /// Its environment, besides the login's.
     pub(super) env: Vec<EnvVar>,
+}
+
+impl Session {
+    /// Whether one who stood by in a pool can run it, if its user is the one that is logged in there.
+    pub(super) fn can_be_run_by_standby(&self) -> bool {
+        let (input, output, error) = (io::stdin(), io::stdout(), io::stderr());
+        let stdio = [input.as_fd(), output.as_fd(), error.as_fd()];
+        !self.tty && self.env.is_empty() && Standby::can_run(self.command.as_deref(), stdio)
+    }
 }
 
 /// Stamps of a session, `CLOCK_MONOTONIC` in microseconds.
@@ -61,6 +72,35 @@ pub(super) async fn run(
     timings.first_output_us = stdio.first_output().map(us_at);
     timings.session_ended_us = Some(now_us());
     status
+}
+
+/// As [`run`], by the process that stood by the sandbox while that waited in a pool.
+pub(super) async fn run_by(
+    standby: Standby,
+    session: &Session,
+    what: &str,
+    timings: &mut SessionTimings,
+) -> Result<u8, CliError> {
+    let failed = |message: String| CliError::plain(format!("cannot {what}: {message}"));
+    timings.ssh_connected_us = Some(now_us());
+    let (input, output, error) = (io::stdin(), io::stdout(), io::stderr());
+    let stdio = [input.as_fd(), output.as_fd(), error.as_fd()];
+    let Ended {
+        first_output_us,
+        ended_us,
+        end,
+    } = standby
+        .run(session.command.as_deref(), stdio)
+        .await
+        .map_err(|error| CliError::cannot(what, &error).with_status(TRANSPORT_ERROR))?;
+    timings.first_output_us = first_output_us;
+    timings.session_ended_us = Some(ended_us);
+    match end {
+        End::Exited(status) => Ok(status),
+        End::SeenEnough => Err(seen_enough()),
+        End::ConnectionFailed(message) => Err(failed(message).with_status(TRANSPORT_ERROR)),
+        End::Failed(message) => Err(failed(message)),
+    }
 }
 
 async fn copy(client: &SshClient, session: &Session, what: &str, stdio: &Stdio) -> Result<u8, CliError> {

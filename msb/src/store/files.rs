@@ -213,6 +213,16 @@ pub fn create_log(path: &Path) -> Result<File, FileError> {
     options.open(path).map_err(FileError::io("create", path))
 }
 
+/// Opens a log of several processes, each of which adds to it, that only its owner can read.
+///
+/// # Errors
+/// When it cannot be opened.
+pub fn append_log(path: &Path) -> Result<File, FileError> {
+    let mut options = OpenOptions::new();
+    options.create(true).append(true).mode(0o600);
+    options.open(path).map_err(FileError::io("create", path))
+}
+
 fn optional<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),

@@ -154,6 +154,11 @@ impl Layout {
         self.sockets(id).join("c.sock")
     }
 
+    /// Where the process listens that stands by while the sandbox waits in a pool.
+    pub fn standby(&self, id: &SandboxId) -> PathBuf {
+        self.sockets(id).join("s.sock")
+    }
+
     /// Where the VMM takes connections of the guest to `port` of its host.
     pub fn vsock_listener(&self, id: &SandboxId, port: u32) -> PathBuf {
         self.sockets(id).join(format!("v.sock_{port}"))

@@ -6,26 +6,18 @@
 
 pub(super) mod server;
 
-use std::io::{self, IoSlice, IoSliceMut, Read};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::io::{self, Read};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use rustix::io::Errno;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    recvmsg, sendmsg,
-};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::args::Lifetime;
+use crate::fd_passing;
 use crate::pools::PoolRef;
 use crate::sandbox::deadline::{TimeLimit, Timeout, TimeoutEnd};
 use crate::store::names::Name;
-
-/// Files that go with a command at most.
-const MAX_FILES: usize = 2;
 
 /// The longest answer, in bytes, with its newline.
 const MAX_ANSWER: usize = 16 * 1024;
@@ -183,19 +175,8 @@ fn description<T: DeserializeOwned>(mut source: impl Read) -> io::Result<Option<
 /// # Errors
 /// When nobody is there to receive it.
 pub fn send(socket: &UnixStream, command: &Command, files: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !files.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(files)) {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    let bytes = command.to_bytes();
-    loop {
-        match sendmsg(socket, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL) {
-            Err(Errno::INTR) => {}
-            // So few bytes go at once or not at all.
-            sent => return Ok(sent.map(drop)?),
-        }
-    }
+    // So few bytes go at once or not at all.
+    fd_passing::send(socket, &command.to_bytes(), files).map(drop)
 }
 
 /// Receives a command; `None` at the end of the stream.
@@ -203,23 +184,9 @@ pub fn send(socket: &UnixStream, command: &Command, files: &[BorrowedFd<'_>]) ->
 /// # Errors
 /// When the socket fails, or does not block and has nothing.
 pub(super) fn receive(socket: &UnixStream) -> io::Result<Option<Request>> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
-    let received = loop {
-        let mut payload = [IoSliceMut::new(&mut byte)];
-        match recvmsg(socket.as_fd(), &mut payload, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
-            Err(Errno::INTR) => {}
-            received => break received?,
-        }
-    };
-    let mut files = Vec::new();
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(received) = message {
-            files.extend(received);
-        }
-    }
-    if received.bytes == 0 {
+    let (received, files) = fd_passing::receive(socket, &mut byte)?;
+    if received == 0 {
         return Ok(None);
     }
     let command = Command::read(byte[0], socket).map_err(cut_off)?;
@@ -268,6 +235,7 @@ impl Answer {
 mod tests {
     use std::fs::File;
     use std::io::Write as _;
+    use std::os::fd::AsFd as _;
 
     use super::*;
 

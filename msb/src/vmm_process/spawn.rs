@@ -83,13 +83,22 @@ pub fn spawn(
     Ok(ours)
 }
 
+/// The standard streams of a process.
+#[derive(Debug)]
+pub struct Streams {
+    /// What it reads.
+    pub input: Stdio,
+    /// Where it writes.
+    pub output: Stdio,
+    /// Where its errors go.
+    pub errors: Stdio,
+}
+
 /// Executes `program` as msb with `arguments`, as a process that lives on when its starter ends, with a store at `layout`.
 ///
 /// # Errors
 /// When there is no such process then.
-pub fn spawn_detached(program: &Path, arguments: &[&str], layout: &Layout, log: &Path) -> Result<(), SpawnError> {
-    let log = files::create_log(log)?;
-    let error_log = log.try_clone().map_err(SpawnError::Socket)?;
+pub fn spawn_detached(program: &Path, arguments: &[&str], layout: &Layout, streams: Streams) -> Result<(), SpawnError> {
     let mut command = Command::new(program);
     command
         .arg0("msb")
@@ -97,9 +106,9 @@ pub fn spawn_detached(program: &Path, arguments: &[&str], layout: &Layout, log: 
         .env("MSB_HOME", &layout.home)
         .env("MSB_RUNTIME_DIR", &layout.runtime)
         .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(log)
-        .stderr(error_log);
+        .stdin(streams.input)
+        .stdout(streams.output)
+        .stderr(streams.errors);
     execute_detached(&mut command, program, Vec::new())
 }
 

@@ -422,6 +422,12 @@ impl SshClient {
         self.handle.is_closed()
     }
 
+    /// Waits until the connection has ended. After that it is not to be called again.
+    pub async fn ended(&mut self) {
+        // Why it ended is told to the sessions.
+        let _ = (&mut self.handle).await;
+    }
+
     /// Says good-bye and ends the connection with all its sessions.
     pub async fn close(self) {
         let Self { handle, .. } = self;

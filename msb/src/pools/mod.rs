@@ -1,25 +1,31 @@
 //! Pools of forks that wait, restored and warm, until somebody takes one.
 //!
 //! A pool is a directory with a snapshot and the number of forks that shall wait. What waits is a sandbox like any other,
-//! paused, in a state of its own; its VMM process alone decides who gets it. Whoever takes one starts a process that
-//! fills the pool again. There is nothing else: a pool whose fillers died is filled by the next who takes, and until
-//! then a taker that finds nobody restores the snapshot itself.
+//! paused, in a state of its own; its VMM process alone decides who gets it. The process that made it [stands by](standby)
+//! with a connection that is logged in. Whoever takes one starts a process that fills the pool again. There is nothing
+//! else: a pool whose fillers died is filled by the next who takes, and until then a taker that finds nobody restores the
+//! snapshot itself.
+
+pub(crate) mod standby;
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio::net::UnixListener;
 
 use crate::assets::{self, AssetsError};
+use crate::report;
 use crate::sandbox::Sandbox;
 use crate::sandbox::control::ControlError;
 use crate::sandbox::deadline::TimeLimit;
 use crate::sandbox::saved::{SaveError, SavedSandbox};
-use crate::sandbox::ssh::{Program, SpawnOptions, SshClientOptions};
+use crate::sandbox::ssh::{Program, SpawnOptions, SshClient, SshClientOptions};
 use crate::sandbox::start::{StartError, StartedSandbox};
 use crate::sandbox::stop::StopError;
 use crate::store::files::{self, FileError};
@@ -28,7 +34,8 @@ use crate::store::names::{Name, SandboxId};
 use crate::store::{Store, StoreError};
 use crate::vmm_process::args::Lifetime;
 use crate::vmm_process::control::Take;
-use crate::vmm_process::spawn::{self, SpawnError};
+use crate::vmm_process::spawn::{self, SpawnError, Streams};
+use standby::Standby;
 
 /// The most forks that a pool can have wait.
 pub const MAX_SIZE: u16 = 1000;
@@ -38,6 +45,12 @@ const READY_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How long the session that warms a fork may take.
 const WARM_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a process says whose fork waits.
+const WAITS: &str = "it waits";
+
+/// The longest reason that a process gives, in bytes.
+const MAX_ANSWER: u64 = 64 * 1024;
 
 /// How long whoever takes a fork has the host's CPUs to itself before its replacement is made.
 pub(crate) const HEAD_START: Duration = Duration::from_secs(1);
@@ -69,6 +82,18 @@ pub enum PoolError {
     /// There is no process to fill it.
     #[error(transparent)]
     Spawn(#[from] SpawnError),
+    /// What the process says that was to make a fork.
+    #[error("{0}")]
+    Fork(String),
+    /// The process that was to make a fork says nothing.
+    #[error("the process that makes a fork ended without a word; see {}", log.display())]
+    Vanished {
+        /// What else it has to say.
+        log: PathBuf,
+        /// Why it cannot be heard, if it cannot.
+        #[source]
+        source: Option<io::Error>,
+    },
     /// The kernel gives no random bytes.
     #[error("cannot get random bytes for an id")]
     Random(#[source] io::Error),
@@ -221,10 +246,11 @@ impl Pool {
         lifetime: Lifetime,
         limit: Option<TimeLimit>,
     ) -> Result<StartedSandbox, PoolError> {
-        self.take_unreplaced(name, lifetime, limit).map(|(started, _)| started)
+        let taken = self.take_unreplaced(name, lifetime, limit)?;
+        Ok(taken.started)
     }
 
-    /// Like [`Pool::take`], but its replacement is made when the second value is dropped.
+    /// Like [`Pool::take`], with what comes with it.
     ///
     /// # Errors
     /// As there.
@@ -233,7 +259,7 @@ impl Pool {
         name: Option<&Name>,
         lifetime: Lifetime,
         limit: Option<TimeLimit>,
-    ) -> Result<(StartedSandbox, Replacement), PoolError> {
+    ) -> Result<Taken, PoolError> {
         let saved = self.saved()?;
         let limit = limit.unwrap_or_else(|| saved.spec().time_limit());
         let take = Take {
@@ -241,14 +267,18 @@ impl Pool {
             lifetime,
             limit,
         };
-        let started = match self.take_waiting(&take)? {
-            Some(started) => started,
-            None => saved.restore_limited(&self.store, name, lifetime, limit)?,
+        let (started, standby) = match self.take_waiting(&take)? {
+            Some(taken) => taken,
+            None => (saved.restore_limited(&self.store, name, lifetime, limit)?, None),
         };
-        Ok((started, Replacement(self.clone())))
+        Ok(Taken {
+            started,
+            standby,
+            replacement: Replacement(self.clone()),
+        })
     }
 
-    fn take_waiting(&self, take: &Take) -> Result<Option<StartedSandbox>, PoolError> {
+    fn take_waiting(&self, take: &Take) -> Result<Option<(StartedSandbox, Option<Standby>)>, PoolError> {
         let mut waiting = self.waiting()?;
         if !waiting.is_empty() {
             // Those who take at the same time begin at different ones.
@@ -260,8 +290,9 @@ impl Pool {
             match fork.take(take.clone(), &theirs) {
                 Ok(()) => {
                     drop(theirs);
+                    let standby = Standby::connect(&self.store.layout().standby(fork.id()));
                     let sandbox = Sandbox::open(&self.store, fork.id())?;
-                    return Ok(Some(StartedSandbox::heard_on(sandbox, ours)?));
+                    return Ok(Some((StartedSandbox::heard_on(sandbox, ours)?, standby)));
                 }
                 // Somebody else has it, or it has died: the next one. A name that is taken is so for all.
                 Err(error) => tracing::info!(error = &error as &dyn std::error::Error, "a fork cannot be taken"),
@@ -281,8 +312,8 @@ impl Pool {
             file.lock().map(|()| file)
         });
         let lock = lock.await.map_err(io::Error::other).flatten();
-        let _lock = lock.map_err(FileError::io("lock", &self.dir().filling()))?;
-        self.fill_held().await
+        let lock = lock.map_err(FileError::io("lock", &self.dir().filling()))?;
+        self.fill_held(&lock).await
     }
 
     /// What a process in the background does: leaves the host to the taker for a moment, then makes forks unless somebody
@@ -299,27 +330,43 @@ impl Pool {
             match file.try_lock() {
                 Err(std::fs::TryLockError::WouldBlock) => return Ok(()),
                 Err(std::fs::TryLockError::Error(error)) => return Err(failed(error).into()),
-                Ok(()) => self.fill_held().await?,
+                Ok(()) => self.fill_held(&file).await?,
             }
         }
         Ok(())
     }
 
     fn fill_in_background(&self) -> Result<(), PoolError> {
-        let arguments = ["pool", "fill", "--background", self.name.as_str()];
+        let log = self.log()?;
+        // What came of earlier takes is no news.
+        log.set_len(0).map_err(FileError::io("empty", &self.dir().log()))?;
+        let streams = Streams {
+            input: Stdio::null(),
+            output: Stdio::null(),
+            errors: log.into(),
+        };
+        self.spawn(&["fill", "--background"], streams)
+    }
+
+    /// Starts `msb pool` in the background, with the name of this one as its last argument.
+    fn spawn(&self, verb: &[&str], streams: Streams) -> Result<(), PoolError> {
+        let arguments = [&["pool"], verb, &[self.name.as_str()]].concat();
         let program = assets::msb_program()?;
         Ok(spawn::spawn_detached(
             &program,
             &arguments,
             self.store.layout(),
-            &self.dir().log(),
+            streams,
         )?)
     }
 
-    async fn fill_held(&self) -> Result<(), PoolError> {
-        let saved = self.saved()?;
+    fn log(&self) -> Result<File, FileError> {
+        files::append_log(&self.dir().log())
+    }
+
+    async fn fill_held(&self, lock: &File) -> Result<(), PoolError> {
         while self.lacks()? > 0 {
-            self.add(&saved).await?;
+            self.add_with_standby(lock).await?;
         }
         Ok(())
     }
@@ -328,8 +375,57 @@ impl Pool {
         Ok(usize::from(self.record.size).saturating_sub(self.waiting()?.len()))
     }
 
-    /// Makes one fork and lets it wait. Until it does, it is this process's, and goes with it.
-    async fn add(&self, saved: &SavedSandbox) -> Result<(), PoolError> {
+    /// Has a process make one fork and stand by it; returns when that waits. The process holds the lock as long, though
+    /// this one dies.
+    async fn add_with_standby(&self, lock: &File) -> Result<(), PoolError> {
+        let log = self.dir().log();
+        let vanished = |source| PoolError::Vanished {
+            log: log.clone(),
+            source,
+        };
+        let (answer, output) = io::pipe().map_err(|error| vanished(Some(error)))?;
+        let held = lock.try_clone().map_err(|error| vanished(Some(error)))?;
+        let streams = Streams {
+            input: held.into(),
+            output: output.into(),
+            errors: self.log()?.into(),
+        };
+        self.spawn(&["stand-by"], streams)?;
+        let read = move || {
+            let mut said = String::new();
+            answer.take(MAX_ANSWER).read_to_string(&mut said).map(|_| said)
+        };
+        let said = tokio::task::spawn_blocking(read).await.map_err(io::Error::other);
+        match said.flatten() {
+            Ok(said) if said == WAITS => Ok(()),
+            Ok(said) if said.is_empty() => Err(vanished(None)),
+            Ok(said) => Err(PoolError::Fork(said)),
+            Err(error) => Err(vanished(Some(error))),
+        }
+    }
+
+    /// What that process does: makes a fork, lets it wait, says so or why not by `announce`, and stands by. Until the fork
+    /// waits, it is this process's, and goes with it.
+    ///
+    /// # Errors
+    /// When that cannot be said.
+    pub(crate) async fn stand_by(&self, announce: impl FnOnce(&str) -> io::Result<()>) -> io::Result<()> {
+        match self.add().await {
+            Ok(standby) => {
+                // The fork waits, whether or not anybody is left to hear it.
+                let _ = announce(WAITS);
+                if let Some((listener, client)) = standby {
+                    standby::serve(listener, client).await;
+                }
+                Ok(())
+            }
+            Err(error) => announce(&report::one_line(&error)),
+        }
+    }
+
+    /// Makes one fork and lets it wait.
+    async fn add(&self) -> Result<Option<(UnixListener, SshClient)>, PoolError> {
+        let saved = self.saved()?;
         let mut started = saved.restore_limited(&self.store, None, Lifetime::OfStarter, TimeLimit::default())?;
         let added = self.warm(&mut started).await;
         if added.is_err() {
@@ -339,19 +435,22 @@ impl Pool {
         added
     }
 
-    async fn warm(&self, started: &mut StartedSandbox) -> Result<(), PoolError> {
+    async fn warm(&self, started: &mut StartedSandbox) -> Result<Option<(UnixListener, SshClient)>, PoolError> {
         started.ready(READY_TIMEOUT).await?;
         let sandbox = started.sandbox().clone();
         // Only what was touched is there at once: a session touches what the next one will. A guest that serves none is
         // the taker's to find out about.
-        let _ = tokio::time::timeout(WARM_TIMEOUT, first_session(&sandbox)).await;
+        let client = tokio::time::timeout(WARM_TIMEOUT, first_session(&sandbox)).await;
+        let listener = UnixListener::bind(self.store.layout().standby(sandbox.id()));
+        let standby = listener.ok().zip(client.ok().and_then(Result::ok));
         let pool = PoolRef {
             name: self.name.clone(),
             id: self.record.id.clone(),
         };
         let waits = tokio::task::spawn_blocking(move || sandbox.wait_in_pool(pool)).await;
         let waits = waits.map_err(io::Error::other).map_err(ControlError::Connection);
-        waits.flatten().map_err(PoolError::Wait)
+        waits.flatten().map_err(PoolError::Wait)?;
+        Ok(standby)
     }
 
     /// Removes it with the forks that wait. Those that were taken stay. Blocks.
@@ -375,6 +474,16 @@ impl Pool {
     }
 }
 
+/// A fork that was taken, or one made for the taker.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    pub(crate) started: StartedSandbox,
+    /// Who can run a session in it, as its default user.
+    pub(crate) standby: Option<Standby>,
+    /// Has its replacement made.
+    pub(crate) replacement: Replacement,
+}
+
 /// A fork that is to be made in the place of one that was taken. Dropping it starts the process that does.
 #[derive(Debug)]
 pub(crate) struct Replacement(Pool);
@@ -388,8 +497,8 @@ impl Drop for Replacement {
     }
 }
 
-/// Logs in and runs a command that does nothing, as the user that is the default.
-async fn first_session(sandbox: &Sandbox) -> Result<(), crate::ssh::SshError> {
+/// Logs in as the user that is the default, and runs a command that does nothing.
+async fn first_session(sandbox: &Sandbox) -> Result<SshClient, crate::ssh::SshError> {
     let options = SshClientOptions {
         user: sandbox.config().spec.default_user().to_owned(),
         sftp: false,
@@ -399,6 +508,5 @@ async fn first_session(sandbox: &Sandbox) -> Result<(), crate::ssh::SshError> {
     let nothing = Program::Exec(b"exit".to_vec());
     let mut session = client.spawn(&nothing, &SpawnOptions::default()).await?;
     while session.events.next().await?.is_some() {}
-    client.close().await;
-    Ok(())
+    Ok(client)
 }
