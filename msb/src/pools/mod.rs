@@ -10,9 +10,10 @@ pub(crate) mod standby;
 
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -25,7 +26,7 @@ use crate::sandbox::Sandbox;
 use crate::sandbox::control::ControlError;
 use crate::sandbox::deadline::TimeLimit;
 use crate::sandbox::saved::{SaveError, SavedSandbox};
-use crate::sandbox::ssh::{Program, SpawnOptions, SshClient, SshClientOptions};
+use crate::sandbox::ssh::{Program, SshClientOptions, SshError, Stdio};
 use crate::sandbox::start::{StartError, StartedSandbox};
 use crate::sandbox::stop::StopError;
 use crate::store::files::{self, FileError};
@@ -35,7 +36,7 @@ use crate::store::{Store, StoreError};
 use crate::vmm_process::args::Lifetime;
 use crate::vmm_process::control::Take;
 use crate::vmm_process::spawn::{self, SpawnError, Streams};
-use standby::Standby;
+use standby::{LoggedIn, Standby};
 
 /// The most forks that a pool can have wait.
 pub const MAX_SIZE: u16 = 1000;
@@ -341,8 +342,8 @@ impl Pool {
         // What came of earlier takes is no news.
         log.set_len(0).map_err(FileError::io("empty", &self.dir().log()))?;
         let streams = Streams {
-            input: Stdio::null(),
-            output: Stdio::null(),
+            input: process::Stdio::null(),
+            output: process::Stdio::null(),
             errors: log.into(),
         };
         self.spawn(&["fill", "--background"], streams)
@@ -414,8 +415,8 @@ impl Pool {
             Ok(standby) => {
                 // The fork waits, whether or not anybody is left to hear it.
                 let _ = announce(WAITS);
-                if let Some((listener, client)) = standby {
-                    standby::serve(listener, client).await;
+                if let Some((listener, logged_in)) = standby {
+                    standby::serve(listener, logged_in).await;
                 }
                 Ok(())
             }
@@ -424,7 +425,7 @@ impl Pool {
     }
 
     /// Makes one fork and lets it wait.
-    async fn add(&self) -> Result<Option<(UnixListener, SshClient)>, PoolError> {
+    async fn add(&self) -> Result<Option<(UnixListener, LoggedIn)>, PoolError> {
         let saved = self.saved()?;
         let mut started = saved.restore_limited(&self.store, None, Lifetime::OfStarter, TimeLimit::default())?;
         let added = self.warm(&mut started).await;
@@ -435,14 +436,14 @@ impl Pool {
         added
     }
 
-    async fn warm(&self, started: &mut StartedSandbox) -> Result<Option<(UnixListener, SshClient)>, PoolError> {
+    async fn warm(&self, started: &mut StartedSandbox) -> Result<Option<(UnixListener, LoggedIn)>, PoolError> {
         started.ready(READY_TIMEOUT).await?;
         let sandbox = started.sandbox().clone();
         // Only what was touched is there at once: a session touches what the next one will. A guest that serves none is
         // the taker's to find out about.
-        let client = tokio::time::timeout(WARM_TIMEOUT, first_session(&sandbox)).await;
+        let logged_in = tokio::time::timeout(WARM_TIMEOUT, log_in(&sandbox)).await;
         let listener = UnixListener::bind(self.store.layout().standby(sandbox.id()));
-        let standby = listener.ok().zip(client.ok().and_then(Result::ok));
+        let standby = listener.ok().zip(logged_in.ok().and_then(Result::ok));
         let pool = PoolRef {
             name: self.name.clone(),
             id: self.record.id.clone(),
@@ -497,16 +498,19 @@ impl Drop for Replacement {
     }
 }
 
-/// Logs in as the user that is the default, and runs a command that does nothing.
-async fn first_session(sandbox: &Sandbox) -> Result<SshClient, crate::ssh::SshError> {
+/// Logs in as the user that is the default, runs a command that does nothing, and opens a session for another.
+async fn log_in(sandbox: &Sandbox) -> Result<LoggedIn, SshError> {
     let options = SshClientOptions {
         user: sandbox.config().spec.default_user().to_owned(),
         sftp: false,
         ..SshClientOptions::default()
     };
     let client = sandbox.ssh().open_client(options).await?;
+    let null = File::options().read(true).write(true).open("/dev/null");
+    let null = null.map_err(SshError::Stream)?;
+    let stdio = Stdio::new(null.as_fd(), null.as_fd(), null.as_fd()).map_err(SshError::Stream)?;
     let nothing = Program::Exec(b"exit".to_vec());
-    let mut session = client.spawn(&nothing, &SpawnOptions::default()).await?;
-    while session.events.next().await?.is_some() {}
-    Ok(client)
+    client.copy_stdio(&nothing, false, &[], &stdio).await?;
+    let session = client.prepare().await?;
+    Ok(LoggedIn { client, session })
 }

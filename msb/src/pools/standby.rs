@@ -11,7 +11,7 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use msb_ssh::client::{ClientError, Program, SshClient, Stdio};
+use msb_ssh::client::{ClientError, PreparedSession, Program, SshClient, Stdio};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::{UnixListener, UnixStream};
@@ -121,8 +121,16 @@ struct Request {
     stdio: [OwnedFd; 3],
 }
 
+/// What stands by.
+#[derive(Debug)]
+pub(super) struct LoggedIn {
+    pub(super) client: SshClient,
+    pub(super) session: PreparedSession,
+}
+
 /// Waits for a taker and runs its session. Returns when there is nothing more to do.
-pub(super) async fn serve(listener: UnixListener, mut client: SshClient) {
+pub(super) async fn serve(listener: UnixListener, logged_in: LoggedIn) {
+    let LoggedIn { mut client, session } = logged_in;
     let accepted = tokio::select! {
         accepted = listener.accept() => accepted,
         // The fork has ended.
@@ -134,7 +142,7 @@ pub(super) async fn serve(listener: UnixListener, mut client: SshClient) {
         return;
     };
     let ended = tokio::select! {
-        ended = session(&client, request) => ended,
+        ended = run(session, request) => ended,
         // Nothing more comes from a taker that is there.
         _ = taker.read_u8() => return,
     };
@@ -167,7 +175,7 @@ async fn receive(taker: &mut UnixStream) -> io::Result<Option<Request>> {
     Ok(Some(Request { program, stdio }))
 }
 
-async fn session(client: &SshClient, request: Request) -> Ended {
+async fn run(session: PreparedSession, request: Request) -> Ended {
     let Request {
         program,
         stdio: [input, output, error],
@@ -178,7 +186,7 @@ async fn session(client: &SshClient, request: Request) -> Ended {
     };
     // Whoever reads them must see their end with that of the session.
     drop([input, output, error]);
-    let copied = client.copy_stdio(&program, false, &[], &stdio).await;
+    let copied = session.copy_stdio(&program, &[], &stdio).await;
     let end = match copied {
         Ok(status) => End::Exited(status.shell_code()),
         Err(ClientError::LocalWrite { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => End::SeenEnough,

@@ -27,7 +27,9 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 pub use attach::AttachEnd;
 pub use detach::{DetachKeys, DetachKeysError};
 pub use exit::ExitStatus;
-pub use session::{Program, Session, SessionControl, SessionEvent, SessionEvents, SessionStdin, SpawnOptions};
+pub use session::{
+    PreparedSession, Program, Session, SessionControl, SessionEvent, SessionEvents, SessionStdin, SpawnOptions,
+};
 pub use stdio::Stdio;
 pub use terminal::Pty;
 
@@ -291,6 +293,14 @@ impl SshClient {
     /// # Errors
     /// When the guest refuses, or the connection breaks.
     pub async fn spawn(&self, program: &Program, options: &SpawnOptions) -> Result<Session, ClientError> {
+        self.prepare().await?.start(program, options).await
+    }
+
+    /// Opens a session and starts nothing in it yet.
+    ///
+    /// # Errors
+    /// As [`Self::spawn`].
+    pub async fn prepare(&self) -> Result<PreparedSession, ClientError> {
         let opened = self.handle.channel_open_session().await;
         let channel = match opened {
             Ok(channel) => channel,
@@ -303,7 +313,7 @@ impl SshClient {
         };
         // The read half is not used: what arrives comes through the handler, which never waits.
         let (_, channel) = channel.split();
-        Session::start(channel, Arc::clone(&self.shared), program, options).await
+        Ok(PreparedSession::new(channel, Arc::clone(&self.shared)))
     }
 
     /// Runs a command and collects what it prints.
@@ -359,16 +369,7 @@ impl SshClient {
                 AttachEnd::Detached => Ok(ExitStatus::Unknown),
             };
         }
-        let session = self
-            .spawn(
-                program,
-                &SpawnOptions {
-                    tty: None,
-                    env: env.to_vec(),
-                },
-            )
-            .await?;
-        attach::copy(session, stdio).await
+        self.prepare().await?.copy_stdio(program, env, stdio).await
     }
 
     /// Attaches the local terminal to the user's login shell.

@@ -13,8 +13,9 @@ use tokio::io::AsyncWrite;
 use tokio::sync::{mpsc, oneshot};
 
 use super::handler::{Event, Registration, Shared};
+use super::stdio::Stdio;
 use super::terminal::Pty;
-use super::{ClientError, ExitStatus};
+use super::{ClientError, ExitStatus, attach};
 
 /// What a session runs.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -46,6 +47,44 @@ pub struct SpawnOptions {
     pub env: Vec<(String, String)>,
 }
 
+/// A session in which nothing runs yet; the guest has opened its channel.
+#[derive(Debug)]
+pub struct PreparedSession {
+    channel: ChannelWriteHalf<Msg>,
+    shared: Arc<Shared>,
+}
+
+impl PreparedSession {
+    pub(super) fn new(channel: ChannelWriteHalf<Msg>, shared: Arc<Shared>) -> Self {
+        Self { channel, shared }
+    }
+
+    /// Starts a program and leaves its streams to the caller.
+    ///
+    /// # Errors
+    /// When the guest refuses, or the connection breaks.
+    pub async fn start(self, program: &Program, options: &SpawnOptions) -> Result<Session, ClientError> {
+        Session::start(self, program, options).await
+    }
+
+    /// Runs a program without a terminal on local streams until it ends.
+    ///
+    /// # Errors
+    /// When the guest refuses, the connection breaks, or a local stream does.
+    pub async fn copy_stdio(
+        self,
+        program: &Program,
+        env: &[(String, String)],
+        stdio: &Stdio,
+    ) -> Result<ExitStatus, ClientError> {
+        let options = SpawnOptions {
+            tty: None,
+            env: env.to_vec(),
+        };
+        attach::copy(self.start(program, &options).await?, stdio).await
+    }
+}
+
 /// A program that runs in the guest. Its parts may be used apart from each other; dropping [`SessionEvents`] closes it.
 #[derive(Debug)]
 pub struct Session {
@@ -71,13 +110,8 @@ pub enum SessionEvent {
 }
 
 impl Session {
-    /// Starts `program` on a channel that was just opened.
-    pub(super) async fn start(
-        channel: ChannelWriteHalf<Msg>,
-        shared: Arc<Shared>,
-        program: &Program,
-        options: &SpawnOptions,
-    ) -> Result<Self, ClientError> {
+    async fn start(prepared: PreparedSession, program: &Program, options: &SpawnOptions) -> Result<Self, ClientError> {
+        let PreparedSession { channel, shared } = prepared;
         let Registration { events, closed } = shared.register(channel.id());
         let stdin = SessionStdin {
             writer: Box::pin(channel.make_writer()),

@@ -24,8 +24,9 @@ use crate::store::files;
 pub use error::SshError;
 pub(crate) use error::is_transport;
 pub use msb_ssh::client::{
-    AttachEnd, ClientError, DetachKeys, ExitStatus, Program, Pty, Session, SessionControl, SessionEvent, SessionEvents,
-    SessionStdin, SpawnOptions, SshAttachOptions, SshClient, SshExecOptions, SshOutput, Stdio,
+    AttachEnd, ClientError, DetachKeys, ExitStatus, PreparedSession, Program, Pty, Session, SessionControl,
+    SessionEvent, SessionEvents, SessionStdin, SpawnOptions, SshAttachOptions, SshClient, SshExecOptions, SshOutput,
+    Stdio,
 };
 pub use msb_ssh::sftp;
 use server::SignedPreamble;
