@@ -200,6 +200,23 @@ impl Msb {
     }
 }
 
+impl Msb {
+    /// The processes that stand by forks of this home which wait in a pool, or run a session of who took one.
+    pub fn standbys(&self) -> Vec<Pid> {
+        let home = format!("MSB_HOME={}", self.home().display());
+        let pids = entries(Path::new("/proc")).into_iter();
+        let pids = pids.filter_map(|path| path.strip_prefix("/proc/").and_then(|pid| pid.parse().ok()));
+        let words = |pid: i32, file: &str| -> Vec<String> {
+            let bytes = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            String::from_utf8_lossy(&bytes).split('\0').map(str::to_owned).collect()
+        };
+        pids.filter(|&pid| words(pid, "cmdline").iter().any(|word| word == "stand-by"))
+            .filter(|&pid| words(pid, "environ").contains(&home))
+            .filter_map(Pid::from_raw)
+            .collect()
+    }
+}
+
 fn directory_in(parent: &str) -> tempfile::TempDir {
     let made = tempfile::Builder::new().prefix("msb").tempdir_in(parent);
     made.unwrap_or_else(|error| panic!("there is no space in {parent}: {error}"))

@@ -1,11 +1,13 @@
 //! Pools of forks that wait, and what becomes of them when processes die.
 
 use std::fs;
+use std::io::Read as _;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use msb_tests::{Msb, finish};
+use msb_test_support::pattern;
+use msb_tests::{Msb, Terminal, finish, finish_with_input};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -247,6 +249,131 @@ fn settled(msb: &Msb, name: &str) -> bool {
 
 fn sandboxes(msb: &Msb) -> usize {
     fs::read_dir(msb.home().join("sandboxes")).map_or(0, |entries| entries.flatten().count())
+}
+
+/// Waits until nobody stands by but for the forks that wait.
+#[track_caller]
+fn assert_none_stands_by_in_vain(msb: &Msb) {
+    let began = Instant::now();
+    loop {
+        let waiting = msb
+            .list()
+            .iter()
+            .filter(|sandbox| sandbox["state"] == "waiting")
+            .count();
+        let standbys = msb.standbys();
+        if standbys.len() == waiting {
+            return;
+        }
+        assert!(began.elapsed() < FILL_TIMEOUT, "{standbys:?} for {waiting} that wait");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// The process that stands by the one fork that waits. A taker that was killed has had no replacement made.
+fn standby(msb: &Msb) -> Pid {
+    msb.run(["pool", "fill", "fresh"]).expect(0);
+    assert_none_stands_by_in_vain(msb);
+    msb.standbys()[0]
+}
+
+/// A run of `script` in a fork, once that has said that it began.
+fn begun(msb: &Msb, script: &str) -> Child {
+    let script = format!("echo begun; {script}");
+    let mut taker = msb.command(["run", "--pool", "fresh", "--", "sh", "-c", &script]);
+    taker
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut taker = taker.spawn().unwrap();
+    let mut said = [0; 6];
+    taker.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"begun\n");
+    taker
+}
+
+#[test]
+fn who_stood_by_a_fork_runs_the_session_of_its_taker() {
+    let msb = Msb::in_memory();
+    msb.create("source");
+    msb.run(["pool", "create", "fresh", "--from", "source", "--size", "1"])
+        .expect(0);
+
+    // All streams and the status are those of the program.
+    let stood_by = standby(&msb);
+    let data = pattern(3 << 20);
+    let script = [
+        "run",
+        "--pool",
+        "fresh",
+        "--",
+        "sh",
+        "-c",
+        "cat; echo error >&2; exit 3",
+    ];
+    let echoed = finish_with_input(&mut msb.command(script), data.clone()).expect(3);
+    assert!(echoed.stdout == data, "{} of {} bytes", echoed.stdout.len(), data.len());
+    assert_eq!(echoed.stderr, "error\n");
+    assert_ne!(standby(&msb), stood_by, "it ends with the session");
+    // A shell reads what it runs.
+    let shell = finish_with_input(
+        &mut msb.command(["run", "--pool", "fresh"]),
+        b"echo $0; exit 7\n".to_vec(),
+    );
+    assert!(shell.expect(7).text().contains("sh"));
+
+    // What becomes of a program that nobody hears of any more is not known.
+    let stood_by = standby(&msb);
+    let taker = begun(&msb, "sleep 1000");
+    kill_process(stood_by, Signal::KILL).unwrap();
+    let told = taker.wait_with_output().unwrap();
+    assert_eq!(told.status.code(), Some(255));
+    let message = String::from_utf8_lossy(&told.stderr).into_owned();
+    assert!(
+        message.contains("ended before it said how the program did"),
+        "{message}"
+    );
+
+    // A sandbox that ends takes the session along, and says so.
+    standby(&msb);
+    let id = wait_for(&msb, "fresh", 1).remove(0);
+    let taker = begun(&msb, "sleep 1000");
+    msb.run(["kill", &id]).expect(0);
+    let told = taker.wait_with_output().unwrap();
+    assert_eq!(told.status.code(), Some(255));
+    let message = String::from_utf8_lossy(&told.stderr).into_owned();
+    assert!(message.contains("the connection to the guest was lost"), "{message}");
+
+    // A taker that dies takes both along: nobody holds its output any more.
+    standby(&msb);
+    let mut taker = begun(&msb, "exec cat");
+    taker.kill().unwrap();
+    let mut rest = String::new();
+    taker.stdout.as_mut().unwrap().read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "");
+    taker.wait().unwrap();
+    assert_none_stands_by_in_vain(&msb);
+
+    // Without anybody who stands by, or with a terminal, the taker connects for itself.
+    kill_process(standby(&msb), Signal::KILL).unwrap();
+    let alone = msb.run(["run", "--pool", "fresh", "--", "echo", "alone"]);
+    assert_eq!(alone.expect(0).text(), "alone\n");
+    standby(&msb);
+    let script = "test -t 0 && test -t 1 && echo a $((3 + 4)) terminal";
+    let tty = ["run", "--pool", "fresh", "--tty", "--", "sh", "-c", script];
+    let mut terminal = Terminal::start(&mut msb.command(tty), 24);
+    terminal.wait_for("a 7 terminal");
+    assert_eq!(terminal.wait(), 0);
+
+    // Nor does anybody stand by what was taken to be kept.
+    standby(&msb);
+    msb.run(["create", "--pool", "fresh", "--name", "kept"]).expect(0);
+    assert_eq!(exec(&msb, "kept", "hostname"), "kept\n");
+    standby(&msb);
+    msb.run(["rm", "--force", "kept", "source"]).expect(0);
+    msb.run(["pool", "rm", "fresh"]).expect(0);
+    assert_none_stands_by_in_vain(&msb);
+    assert_eq!(msb.leftovers(), [""; 0]);
 }
 
 #[test]

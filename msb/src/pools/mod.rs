@@ -512,5 +512,10 @@ async fn log_in(sandbox: &Sandbox) -> Result<LoggedIn, SshError> {
     let nothing = Program::Exec(b"exit".to_vec());
     client.copy_stdio(&nothing, false, &[], &stdio).await?;
     let session = client.prepare().await?;
-    Ok(LoggedIn { client, session })
+    let machine = sandbox.running(Duration::ZERO)?.vm.map(|vm| vm.pid);
+    Ok(LoggedIn {
+        client,
+        session,
+        machine,
+    })
 }

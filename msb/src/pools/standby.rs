@@ -126,18 +126,24 @@ struct Request {
 pub(super) struct LoggedIn {
     pub(super) client: SshClient,
     pub(super) session: PreparedSession,
+    /// The VM's process, which is no taker: a guest that has broken into it uses nobody's connection.
+    pub(super) machine: Option<i32>,
 }
 
 /// Waits for a taker and runs its session. Returns when there is nothing more to do.
 pub(super) async fn serve(listener: UnixListener, logged_in: LoggedIn) {
-    let LoggedIn { mut client, session } = logged_in;
+    let LoggedIn {
+        mut client,
+        session,
+        machine,
+    } = logged_in;
     let accepted = tokio::select! {
-        accepted = listener.accept() => accepted,
+        accepted = accept(&listener, machine) => accepted,
         // The fork has ended.
         () = client.ended() => return,
     };
     drop(listener);
-    let Ok((mut taker, _)) = accepted else { return };
+    let Ok(mut taker) = accepted else { return };
     let Ok(Some(request)) = receive(&mut taker).await else {
         return;
     };
@@ -149,6 +155,15 @@ pub(super) async fn serve(listener: UnixListener, logged_in: LoggedIn) {
     let answer = serde_json::to_vec(&ended).expect("an answer has no failing serializers");
     if let Err(error) = taker.write_all(&answer).await {
         tracing::info!(error = &error as &dyn std::error::Error, "the taker has gone");
+    }
+}
+
+async fn accept(listener: &UnixListener, machine: Option<i32>) -> io::Result<UnixStream> {
+    loop {
+        let (taker, _) = listener.accept().await?;
+        if machine.is_none() || taker.peer_cred()?.pid() != machine {
+            return Ok(taker);
+        }
     }
 }
 
@@ -261,6 +276,22 @@ mod tests {
         let ask = standby.run(Some(b"true"), [reader.as_fd(), writer.as_fd(), writer.as_fd()]);
         let (ended, ()) = tokio::join!(ask, serve);
         assert!(matches!(ended, Err(StandbyError::Gone(_))), "{ended:?}");
+    }
+
+    #[tokio::test]
+    async fn the_machine_is_no_taker() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let us = i32::try_from(std::process::id()).unwrap();
+        let (Standby(mut refused), accepted) = (Standby::connect(&path).unwrap(), accept(&listener, Some(us)));
+        let end = async { refused.read(&mut [0]).await.unwrap() };
+        tokio::select! {
+            _ = accepted => panic!("it was taken for a taker"),
+            read = end => assert_eq!(read, 0),
+        }
+        let _other = Standby::connect(&path).unwrap();
+        accept(&listener, Some(us + 1)).await.unwrap();
     }
 
     #[tokio::test]

@@ -71,16 +71,28 @@ fn against_cold_runs(msb: &Msb, samples: usize) -> Vec<Figure> {
 }
 
 /// What a fork costs that waits in a pool, which is then removed.
-fn of_a_fork_that_waits(msb: &Msb) -> [Figure; 2] {
+fn of_a_fork_that_waits(msb: &Msb) -> [Figure; 3] {
     let mut dirtied = Figure::fork("guest pages of its own that a fork has that waits in a pool", "KiB");
     let mut private = Figure::fork("private memory of its two processes beyond these", "KiB");
+    let mut standby = Figure::fork("private memory of the process that stands by it", "KiB");
     for sandbox in msb.list() {
         if sandbox["state"] == "waiting" {
             add_memory(msb, &sandbox, &mut dirtied, &mut private);
         }
     }
+    for pid in msb.standbys() {
+        standby.add(anonymous_kib(pid));
+    }
     msb.run(["pool", "rm", "pool"]).expect(0);
-    [dirtied, private]
+    [dirtied, private, standby]
+}
+
+/// What a process has that is of no file (proc(5), status).
+fn anonymous_kib(pid: Pid) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB"));
+    kib.and_then(|kib| kib.trim().parse().ok()).unwrap_or(f64::NAN)
 }
 
 /// Milliseconds from the start of a verb that makes the sandbox `name` to the first output of a command in it.
