@@ -18,7 +18,8 @@ use crate::{Sandbox, SandboxSpec};
 ///
 /// `msb run --pool NAME` and `msb create --pool NAME` take a fork that waits, ready and paused, and have its replacement made in
 /// the background; if none waits, they make one. What is taken gets a name, the time, random numbers and a machine id of its
-/// own before it serves SSH. A fork that waits uses no CPU and the memory that it does not share.
+/// own before it serves SSH. A fork that waits uses no CPU; it costs the memory that it does not share, and a process that
+/// stays logged in to it for the next `msb run`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
