@@ -23,14 +23,16 @@ pub(super) struct CliError {
 impl CliError {
     /// `msb: cannot <doing>: <error and its causes>`.
     pub(super) fn cannot(doing: impl Display, error: &(dyn Error + 'static)) -> Self {
-        let mut message = format!("cannot {doing}: {}", report::one_line(error));
+        Self::plain(format!("cannot {doing}: {}", Self::reason(error)))
+    }
+
+    /// The error and its causes, and what to do about them where there is something.
+    pub(super) fn reason(error: &(dyn Error + 'static)) -> String {
+        let mut reason = report::one_line(error);
         if is_disk_full(error) {
-            message.push_str(&more_space());
+            reason.push_str(&more_space());
         }
-        Self {
-            message,
-            status: OWN_ERROR,
-        }
+        reason
     }
 
     /// A line of its own.

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::error::{CliError, cannot};
 use super::ls::age;
 use super::{Context, for_each, output};
-use crate::pools::{MAX_SIZE, Pool, PoolError, PoolSource};
+use crate::pools::{MAX_SIZE, Pool, PoolError, PoolSource, WAITS};
 use crate::sandbox::spec::{Memory, SandboxImage};
 use crate::store::names::{Name, SandboxId};
 use crate::{Sandbox, SandboxSpec};
@@ -203,15 +203,24 @@ fn create(args: &CreateArgs, context: &Context) -> Result<u8, CliError> {
 
 fn stand_by(name: &str, context: &Context) -> Result<u8, CliError> {
     let what = format!("make a fork for the pool {name}");
-    let announced = find(context, name, &what).map(|pool| {
-        let stand_by = pool.stand_by(output::last_words);
-        super::runtime().map(|runtime| runtime.block_on(stand_by))
-    });
-    match announced {
-        Ok(stood_by) => stood_by?.map_err(cannot(what))?,
-        Err(error) => output::last_words(&error.message).map_err(cannot(what))?,
-    }
-    Ok(0)
+    let pool = find(context, name, &what)?;
+    super::runtime()?.block_on(async {
+        match pool.add().await {
+            Ok(server) => {
+                // The fork waits, whether or not anybody is left to hear it.
+                let _ = output::last_words(WAITS);
+                if let Some(server) = server {
+                    server.serve().await;
+                }
+                Ok(0)
+            }
+            Err(error) => {
+                let told = output::last_words(&CliError::reason(&error));
+                told.map_err(cannot(&what))?;
+                Err(CliError::cannot(what, &error))
+            }
+        }
+    })
 }
 
 fn ls(args: &LsArgs, context: &Context) -> Result<u8, CliError> {

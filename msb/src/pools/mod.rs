@@ -18,10 +18,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tokio::net::UnixListener;
 
 use crate::assets::{self, AssetsError};
-use crate::report;
 use crate::sandbox::Sandbox;
 use crate::sandbox::control::ControlError;
 use crate::sandbox::deadline::TimeLimit;
@@ -36,7 +34,7 @@ use crate::store::{Store, StoreError};
 use crate::vmm_process::args::Lifetime;
 use crate::vmm_process::control::Take;
 use crate::vmm_process::spawn::{self, SpawnError, Streams};
-use standby::{LoggedIn, Standby};
+use standby::Standby;
 
 /// The most forks that a pool can have wait.
 pub const MAX_SIZE: u16 = 1000;
@@ -48,7 +46,7 @@ const READY_TIMEOUT: Duration = Duration::from_secs(120);
 const WARM_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What a process says whose fork waits.
-const WAITS: &str = "it waits";
+pub(crate) const WAITS: &str = "it waits";
 
 /// The longest reason that a process gives, in bytes.
 const MAX_ANSWER: u64 = 64 * 1024;
@@ -405,27 +403,12 @@ impl Pool {
         }
     }
 
-    /// What that process does: makes a fork, lets it wait, says so or why not by `announce`, and stands by. Until the fork
-    /// waits, it is this process's, and goes with it.
+    /// What that process does first: makes one fork, logs in to it and lets it wait. Until it waits, it is this process's,
+    /// and goes with it. Returns what stands by it, if that can be.
     ///
     /// # Errors
-    /// When that cannot be said.
-    pub(crate) async fn stand_by(&self, announce: impl FnOnce(&str) -> io::Result<()>) -> io::Result<()> {
-        match self.add().await {
-            Ok(standby) => {
-                // The fork waits, whether or not anybody is left to hear it.
-                let _ = announce(WAITS);
-                if let Some((listener, logged_in)) = standby {
-                    standby::serve(listener, logged_in).await;
-                }
-                Ok(())
-            }
-            Err(error) => announce(&report::one_line(&error)),
-        }
-    }
-
-    /// Makes one fork and lets it wait.
-    async fn add(&self) -> Result<Option<(UnixListener, LoggedIn)>, PoolError> {
+    /// When it cannot be made, or there is no such pool any more.
+    pub(crate) async fn add(&self) -> Result<Option<standby::Server>, PoolError> {
         let saved = self.saved()?;
         let mut started = saved.restore_limited(&self.store, None, Lifetime::OfStarter, TimeLimit::default())?;
         let added = self.warm(&mut started).await;
@@ -436,14 +419,12 @@ impl Pool {
         added
     }
 
-    async fn warm(&self, started: &mut StartedSandbox) -> Result<Option<(UnixListener, LoggedIn)>, PoolError> {
+    async fn warm(&self, started: &mut StartedSandbox) -> Result<Option<standby::Server>, PoolError> {
         started.ready(READY_TIMEOUT).await?;
         let sandbox = started.sandbox().clone();
         // Only what was touched is there at once: a session touches what the next one will. A guest that serves none is
         // the taker's to find out about.
         let logged_in = tokio::time::timeout(WARM_TIMEOUT, log_in(&sandbox)).await;
-        let listener = UnixListener::bind(self.store.layout().standby(sandbox.id()));
-        let standby = listener.ok().zip(logged_in.ok().and_then(Result::ok));
         let pool = PoolRef {
             name: self.name.clone(),
             id: self.record.id.clone(),
@@ -451,7 +432,7 @@ impl Pool {
         let waits = tokio::task::spawn_blocking(move || sandbox.wait_in_pool(pool)).await;
         let waits = waits.map_err(io::Error::other).map_err(ControlError::Connection);
         waits.flatten().map_err(PoolError::Wait)?;
-        Ok(standby)
+        Ok(logged_in.ok().and_then(Result::ok))
     }
 
     /// Removes it with the forks that wait. Those that were taken stay. Blocks.
@@ -498,8 +479,8 @@ impl Drop for Replacement {
     }
 }
 
-/// Logs in as the user that is the default, runs a command that does nothing, and opens a session for another.
-async fn log_in(sandbox: &Sandbox) -> Result<LoggedIn, SshError> {
+/// Logs in as the user that is the default, runs a command that does nothing, and opens a session for a taker.
+async fn log_in(sandbox: &Sandbox) -> Result<standby::Server, SshError> {
     let options = SshClientOptions {
         user: sandbox.config().spec.default_user().to_owned(),
         sftp: false,
@@ -513,7 +494,9 @@ async fn log_in(sandbox: &Sandbox) -> Result<LoggedIn, SshError> {
     client.copy_stdio(&nothing, false, &[], &stdio).await?;
     let session = client.prepare().await?;
     let machine = sandbox.running(Duration::ZERO)?.vm.map(|vm| vm.pid);
-    Ok(LoggedIn {
+    let listener = standby::listen(&sandbox.store().layout().standby(sandbox.id())).map_err(SshError::Stream)?;
+    Ok(standby::Server {
+        listener,
         client,
         session,
         machine,

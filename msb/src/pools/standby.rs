@@ -9,6 +9,7 @@
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use msb_ssh::client::{ClientError, PreparedSession, Program, SshClient, Stdio};
@@ -121,40 +122,51 @@ struct Request {
     stdio: [OwnedFd; 3],
 }
 
-/// What stands by.
+/// What stands by a fork.
 #[derive(Debug)]
-pub(super) struct LoggedIn {
+pub(crate) struct Server {
+    pub(super) listener: UnixListener,
     pub(super) client: SshClient,
     pub(super) session: PreparedSession,
     /// The VM's process, which is no taker: a guest that has broken into it uses nobody's connection.
     pub(super) machine: Option<i32>,
 }
 
-/// Waits for a taker and runs its session. Returns when there is nothing more to do.
-pub(super) async fn serve(listener: UnixListener, logged_in: LoggedIn) {
-    let LoggedIn {
-        mut client,
-        session,
-        machine,
-    } = logged_in;
-    let accepted = tokio::select! {
-        accepted = accept(&listener, machine) => accepted,
-        // The fork has ended.
-        () = client.ended() => return,
-    };
-    drop(listener);
-    let Ok(mut taker) = accepted else { return };
-    let Ok(Some(request)) = receive(&mut taker).await else {
-        return;
-    };
-    let ended = tokio::select! {
-        ended = run(session, request) => ended,
-        // Nothing more comes from a taker that is there.
-        _ = taker.read_u8() => return,
-    };
-    let answer = serde_json::to_vec(&ended).expect("an answer has no failing serializers");
-    if let Err(error) = taker.write_all(&answer).await {
-        tracing::info!(error = &error as &dyn std::error::Error, "the taker has gone");
+/// Listens where only this user connects.
+pub(super) fn listen(path: &Path) -> io::Result<UnixListener> {
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+impl Server {
+    /// Waits for a taker and runs its session. Returns when there is nothing more to do.
+    pub(crate) async fn serve(self) {
+        let Self {
+            listener,
+            mut client,
+            session,
+            machine,
+        } = self;
+        let accepted = tokio::select! {
+            accepted = accept(&listener, machine) => accepted,
+            // The fork has ended.
+            () = client.ended() => return,
+        };
+        drop(listener);
+        let Ok(mut taker) = accepted else { return };
+        let Ok(Some(request)) = receive(&mut taker).await else {
+            return;
+        };
+        let ended = tokio::select! {
+            ended = run(session, request) => ended,
+            // Nothing more comes from a taker that is there.
+            _ = taker.read_u8() => return,
+        };
+        let answer = serde_json::to_vec(&ended).expect("an answer has no failing serializers");
+        if let Err(error) = taker.write_all(&answer).await {
+            tracing::info!(error = &error as &dyn std::error::Error, "the taker has gone");
+        }
     }
 }
 
@@ -282,7 +294,8 @@ mod tests {
     async fn the_machine_is_no_taker() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s.sock");
-        let listener = UnixListener::bind(&path).unwrap();
+        let listener = listen(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let us = i32::try_from(std::process::id()).unwrap();
         let (Standby(mut refused), accepted) = (Standby::connect(&path).unwrap(), accept(&listener, Some(us)));
         let end = async { refused.read(&mut [0]).await.unwrap() };
