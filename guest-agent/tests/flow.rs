@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
-use msb_test_support::pattern;
+use msb_test_support::{kib_in, pattern};
 use support::{Master, Server, assert_success, output, output_with_input, stdout};
 
 const MIB: usize = 1 << 20;
@@ -47,12 +47,8 @@ fn sftp_moves_512_mib_both_ways_with_stock_settings() {
 /// The memory of its own that the session process uses, in bytes, as one of its own sessions sees it. What it uses of
 /// its program is not in it: how much that is depends on what the kernel's page cache maps around each first touch.
 fn own_memory(server: &Server) -> usize {
-    let output = server.run("grep RssAnon /proc/$PPID/status");
-    let kilobytes = stdout(&output)
-        .split_whitespace()
-        .nth(1)
-        .and_then(|number| number.parse::<usize>().ok());
-    kilobytes.expect("the session's parent is the session process") * 1024
+    let status = stdout(&server.run("cat /proc/$PPID/status"));
+    kib_in(&status, "RssAnon").expect("the session's parent is the session process") as usize * 1024
 }
 
 /// What a stalled channel may cost: the limit of 4 MiB, what was under way in windows (3 MiB), the allocator's share.

@@ -37,7 +37,6 @@ pub mod assets;
 pub mod cli;
 pub mod doctor;
 pub mod events;
-mod fd_passing;
 pub mod identity;
 pub mod images;
 pub mod jail;

@@ -1,11 +1,11 @@
 //! Hands the stream itself to ssh, for `ProxyUseFdpass yes`: no process copies bytes for the rest of the session.
 
-use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::io::Errno;
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
+use crate::fd_passing;
 
 /// Why the stream could not be handed over.
 #[derive(Debug, thiserror::Error)]
@@ -31,48 +31,19 @@ pub fn send_stdout(stream: impl AsFd) -> Result<(), FdpassError> {
 /// # Errors
 /// When `socket` is no Unix socket or its other end is gone.
 pub fn send(socket: BorrowedFd<'_>, stream: BorrowedFd<'_>) -> Result<(), FdpassError> {
-    let descriptors = [stream];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    let pushed = control.push(SendAncillaryMessage::ScmRights(&descriptors));
-    assert!(pushed, "the space is that of one descriptor");
-    loop {
-        match sendmsg(socket, &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL) {
-            Ok(_) => return Ok(()),
-            Err(Errno::INTR) => {}
-            Err(Errno::NOTSOCK | Errno::OPNOTSUPP | Errno::INVAL) => return Err(FdpassError::NotASocket),
-            Err(errno) => return Err(FdpassError::Send(errno.into())),
-        }
-    }
+    let sent = fd_passing::send(socket, &[0], &[stream]);
+    sent.map(drop).map_err(|error| match Errno::from_io_error(&error) {
+        Some(Errno::NOTSOCK | Errno::OPNOTSUPP | Errno::INVAL) => FdpassError::NotASocket,
+        _ => FdpassError::Send(error),
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::{IoSliceMut, Read, Write};
-    use std::os::fd::OwnedFd;
+    use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
 
-    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-
     use super::*;
-
-    fn receive(socket: &UnixStream) -> (usize, Vec<OwnedFd>) {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let mut payload = [0; 16];
-        let message = recvmsg(
-            socket,
-            &mut [IoSliceMut::new(&mut payload)],
-            &mut control,
-            RecvFlags::CMSG_CLOEXEC,
-        )
-        .unwrap();
-        let descriptors = control.drain().flat_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(descriptors) => descriptors.collect(),
-            _ => Vec::new(),
-        });
-        (message.bytes, descriptors.collect())
-    }
 
     #[test]
     fn the_receiver_gets_one_byte_and_a_working_stream() {
@@ -81,7 +52,7 @@ mod tests {
         send(ours.as_fd(), bridge.as_fd()).unwrap();
         drop((ours, bridge));
 
-        let (bytes, mut descriptors) = receive(&ssh);
+        let (bytes, mut descriptors) = fd_passing::receive(&ssh, &mut [0; 16]).unwrap();
         assert_eq!((bytes, descriptors.len()), (1, 1));
         let mut stream = UnixStream::from(descriptors.remove(0));
         stream.write_all(b"to the guest").unwrap();

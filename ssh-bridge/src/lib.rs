@@ -2,11 +2,12 @@
 //!
 //! - [`vsock`] opens a byte stream to a port of the guest through the sandbox's Unix socket.
 //! - [`preamble`] tells the guest how to serve one connection, ahead of it.
-//! - [`pump`], [`serve`] and [`fdpass`] hand that stream to an SSH client: by copying, or as a descriptor.
+//! - [`pump`], [`serve`] and [`fdpass`] hand that stream to an SSH client: by copying, or as a descriptor ([`fd_passing`]).
 //! - [`keys`], [`known_hosts`] and [`ssh_config`] let stock OpenSSH reach a sandbox by name, its host key pinned.
 //! - [`client`] is an SSH client of its own, for `msb` and for Rust programs; [`sftp`] are files over it, [`watch`] tells
 //!   what changes in them, [`process`] are processes that outlive it.
 
+pub mod fd_passing;
 pub mod fdpass;
 pub mod keys;
 pub mod known_hosts;

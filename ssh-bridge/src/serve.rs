@@ -21,10 +21,20 @@ const FIRST_FREE: i32 = 3;
 /// # Errors
 /// When a stream breaks. That either side ends is none.
 pub fn serve_connection_stdio(guest: UnixStream) -> io::Result<PumpStats> {
-    let (stdin, stdout) = (io::stdin(), io::stdout());
-    let input = take_over(stdin.as_fd(), rustix::stdio::dup2_stdin)?;
-    let output = take_over(stdout.as_fd(), rustix::stdio::dup2_stdout)?;
+    let (input, output) = take_stdio()?;
     pump::run(input, output, guest.into())
+}
+
+/// Takes standard input and output of this process, which are `/dev/null` from then on.
+///
+/// # Errors
+/// When one is closed, or there is no descriptor left.
+pub fn take_stdio() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (stdin, stdout) = (io::stdin(), io::stdout());
+    Ok((
+        take_over(stdin.as_fd(), rustix::stdio::dup2_stdin)?,
+        take_over(stdout.as_fd(), rustix::stdio::dup2_stdout)?,
+    ))
 }
 
 /// Moves a standard descriptor elsewhere: only closing the last copy of it ends the stream for its other end.

@@ -40,6 +40,13 @@ pub fn built(which: &[&str]) -> PathBuf {
         .expect("a build names its executable")
 }
 
+/// The amount in kB after `key` in what `/proc` says of memory (proc(5): meminfo, PID/status).
+pub fn kib_in(text: &str, key: &str) -> Option<u32> {
+    let mut fields = text.lines().filter_map(|line| line.split_once(':'));
+    let (_, amount) = fields.find(|(name, _)| *name == key)?;
+    amount.trim().strip_suffix(" kB")?.parse().ok()
+}
+
 /// The name of the user of this process.
 pub fn own_user() -> String {
     let output = Command::new("id").arg("-un").output().unwrap();

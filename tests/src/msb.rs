@@ -198,22 +198,17 @@ impl Msb {
         let mark = self.directory.path().to_string_lossy().into_owned();
         command_lines().filter(|line| line.contains(&mark)).collect()
     }
-}
 
-impl Msb {
     /// The processes that stand by forks of this home which wait in a pool, or run a session of who took one.
     pub fn standbys(&self) -> Vec<Pid> {
         let home = format!("MSB_HOME={}", self.home().display());
-        let pids = entries(Path::new("/proc")).into_iter();
-        let pids = pids.filter_map(|path| path.strip_prefix("/proc/").and_then(|pid| pid.parse().ok()));
-        let words = |pid: i32, file: &str| -> Vec<String> {
-            let bytes = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
-            String::from_utf8_lossy(&bytes).split('\0').map(str::to_owned).collect()
-        };
-        pids.filter(|&pid| words(pid, "cmdline").iter().any(|word| word == "stand-by"))
-            .filter(|&pid| words(pid, "environ").contains(&home))
-            .filter_map(Pid::from_raw)
-            .collect()
+        let mut processes = entries(Path::new("/proc"));
+        processes.retain(|process| {
+            let has = |file, word: &str| words(process, file).iter().any(|other| other == word);
+            has("cmdline", "stand-by") && has("environ", &home)
+        });
+        let pids = processes.iter().filter_map(|path| path.strip_prefix("/proc/"));
+        pids.filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
     }
 }
 
@@ -321,10 +316,13 @@ fn command_lines() -> impl Iterator<Item = String> {
     let others = entries(Path::new("/proc"))
         .into_iter()
         .filter(move |process| *process != mine);
-    others.map(|process| {
-        let cmdline = fs::read(Path::new(&process).join("cmdline")).unwrap_or_default();
-        String::from_utf8_lossy(&cmdline).replace('\0', " ")
-    })
+    others.map(|process| words(&process, "cmdline").join(" "))
+}
+
+/// The words of a process's `cmdline` or `environ` (proc(5)), each of which a zero ends.
+fn words(process: &str, file: &str) -> Vec<String> {
+    let bytes = fs::read(Path::new(process).join(file)).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).split('\0').map(str::to_owned).collect()
 }
 
 /// Cgroups of sandboxes of any home whose processes are gone: those are told their sandbox's id.

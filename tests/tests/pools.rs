@@ -21,6 +21,12 @@ fn pool(msb: &Msb, name: &str) -> Value {
     pool.unwrap_or_else(|| panic!("no pool {name}"))
 }
 
+/// Makes the pool `fresh` of the sandbox `source`.
+fn make_pool(msb: &Msb, size: &str) {
+    msb.run(["pool", "create", "fresh", "--from", "source", "--size", size])
+        .expect(0);
+}
+
 /// The ids of the forks that wait, once there are `count`.
 fn wait_for(msb: &Msb, name: &str, count: usize) -> Vec<String> {
     let began = Instant::now();
@@ -59,8 +65,7 @@ fn time_that_a_fork_waited_has_not_passed_for_it_and_its_clock_is_right() {
     const WAITED: Duration = Duration::from_secs(4);
     let msb = Msb::in_memory();
     msb.run(["create", "--name", "source", "--cpus", "2"]).expect(0);
-    msb.run(["pool", "create", "fresh", "--from", "source", "--size", "1"])
-        .expect(0);
+    make_pool(&msb, "1");
     wait_for(&msb, "fresh", 1);
     std::thread::sleep(WAITED);
 
@@ -86,8 +91,7 @@ fn what_is_taken_from_a_pool_is_a_sandbox_of_its_own() {
     let msb = Msb::in_memory();
     msb.create("source");
     exec(&msb, "source", "echo canary >/tmp/canary; echo 0123 >/etc/machine-id");
-    msb.run(["pool", "create", "fresh", "--from", "source", "--size", "2"])
-        .expect(0);
+    make_pool(&msb, "2");
     let waiting = wait_for(&msb, "fresh", 2);
     for id in &waiting {
         assert_eq!(inspect(&msb, id)["state"], "waiting");
@@ -296,8 +300,7 @@ fn begun(msb: &Msb, script: &str) -> Child {
 fn who_stood_by_a_fork_runs_the_session_of_its_taker() {
     let msb = Msb::in_memory();
     msb.create("source");
-    msb.run(["pool", "create", "fresh", "--from", "source", "--size", "1"])
-        .expect(0);
+    make_pool(&msb, "1");
 
     // All streams and the status are those of the program.
     let stood_by = standby(&msb);
@@ -380,8 +383,7 @@ fn who_stood_by_a_fork_runs_the_session_of_its_taker() {
 fn many_takers_get_a_sandbox_each() {
     let msb = Msb::in_memory();
     msb.create("source");
-    msb.run(["pool", "create", "fresh", "--from", "source", "--size", "2"])
-        .expect(0);
+    make_pool(&msb, "2");
     let takers: Vec<_> = (0..4)
         .map(|_| {
             let mut command = msb.command(["run", "--pool", "fresh", "--", "hostname"]);

@@ -3,7 +3,7 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use msb_test_support::own_user;
+use msb_test_support::{kib_in, own_user};
 use ring::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use ring::agreement::{EphemeralPrivateKey, UnparsedPublicKey, X25519, agree_ephemeral};
 use ring::digest::{SHA256, digest};
@@ -298,8 +298,7 @@ impl Raw {
         let timeout = self.server.id();
         let children = std::fs::read_to_string(format!("/proc/{timeout}/task/{timeout}/children")).unwrap();
         let status = std::fs::read_to_string(format!("/proc/{}/status", children.trim())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
-        line.split_whitespace().next().unwrap().parse::<usize>().unwrap() * 1024
+        kib_in(&status, "RssAnon").unwrap() as usize * 1024
     }
 }
 

@@ -1,7 +1,9 @@
 //! Data on standard output.
 
+use std::fs::File;
 use std::io::{self, IsTerminal as _, Write as _};
 
+use msb_ssh::serve;
 use serde::Serialize;
 
 use super::error::{CliError, cannot};
@@ -24,11 +26,11 @@ pub(super) fn json(value: &impl Serialize) -> Result<(), CliError> {
 /// Writes the last that this process has to say, and gives its standard input and output up: who reads that sees the end,
 /// though the process goes on.
 pub(super) fn last_words(words: &str) -> io::Result<()> {
-    let mut stdout = io::stdout().lock();
-    let written = stdout.write_all(words.as_bytes()).and_then(|()| stdout.flush());
-    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
-    rustix::stdio::dup2_stdin(&null)?;
-    rustix::stdio::dup2_stdout(&null)?;
+    let (input, output) = serve::take_stdio()?;
+    let mut output = File::from(output);
+    let written = output.write_all(words.as_bytes());
+    // Who sees the end of the output finds the input given up.
+    drop(input);
     written
 }
 

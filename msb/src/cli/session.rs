@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::BorrowedFd;
 
 use msb_ssh::client::{ClientError, Program, SshClient, Stdio};
 use serde::Serialize;
@@ -30,10 +30,12 @@ pub(super) struct Session {
 impl Session {
     /// Whether one who stood by in a pool can run it, if its user is the one that is logged in there.
     pub(super) fn can_be_run_by_standby(&self) -> bool {
-        let (input, output, error) = (io::stdin(), io::stdout(), io::stderr());
-        let stdio = [input.as_fd(), output.as_fd(), error.as_fd()];
-        !self.tty && self.env.is_empty() && Standby::can_run(self.command.as_deref(), stdio)
+        !self.tty && self.env.is_empty() && Standby::can_run(self.command.as_deref(), standard_streams())
     }
+}
+
+fn standard_streams() -> [BorrowedFd<'static>; 3] {
+    [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()]
 }
 
 /// Stamps of a session, `CLOCK_MONOTONIC` in microseconds.
@@ -83,14 +85,12 @@ pub(super) async fn run_by(
 ) -> Result<u8, CliError> {
     let failed = |message: String| CliError::plain(format!("cannot {what}: {message}"));
     timings.ssh_connected_us = Some(now_us());
-    let (input, output, error) = (io::stdin(), io::stdout(), io::stderr());
-    let stdio = [input.as_fd(), output.as_fd(), error.as_fd()];
     let Ended {
         first_output_us,
         ended_us,
         end,
     } = standby
-        .run(session.command.as_deref(), stdio)
+        .run(session.command.as_deref(), standard_streams())
         .await
         .map_err(|error| CliError::cannot(what, &error).with_status(TRANSPORT_ERROR))?;
     timings.first_output_us = first_output_us;

@@ -85,14 +85,11 @@ pub enum PoolError {
     #[error("{0}")]
     Fork(String),
     /// The process that was to make a fork says nothing.
-    #[error("the process that makes a fork ended without a word; see {}", log.display())]
-    Vanished {
-        /// What else it has to say.
-        log: PathBuf,
-        /// Why it cannot be heard, if it cannot.
-        #[source]
-        source: Option<io::Error>,
-    },
+    #[error("the process that makes a fork ended without a word; see {}", .0.display())]
+    Vanished(PathBuf),
+    /// The process that was to make a fork cannot be heard.
+    #[error("cannot hear the process that makes a fork")]
+    Unheard(#[source] io::Error),
     /// The kernel gives no random bytes.
     #[error("cannot get random bytes for an id")]
     Random(#[source] io::Error),
@@ -377,13 +374,8 @@ impl Pool {
     /// Has a process make one fork and stand by it; returns when that waits. The process holds the lock as long, though
     /// this one dies.
     async fn add_with_standby(&self, lock: &File) -> Result<(), PoolError> {
-        let log = self.dir().log();
-        let vanished = |source| PoolError::Vanished {
-            log: log.clone(),
-            source,
-        };
-        let (answer, output) = io::pipe().map_err(|error| vanished(Some(error)))?;
-        let held = lock.try_clone().map_err(|error| vanished(Some(error)))?;
+        let (answer, output) = io::pipe().map_err(PoolError::Unheard)?;
+        let held = lock.try_clone().map_err(FileError::io("hold", &self.dir().filling()))?;
         let streams = Streams {
             input: held.into(),
             output: output.into(),
@@ -395,11 +387,11 @@ impl Pool {
             answer.take(MAX_ANSWER).read_to_string(&mut said).map(|_| said)
         };
         let said = tokio::task::spawn_blocking(read).await.map_err(io::Error::other);
-        match said.flatten() {
-            Ok(said) if said == WAITS => Ok(()),
-            Ok(said) if said.is_empty() => Err(vanished(None)),
-            Ok(said) => Err(PoolError::Fork(said)),
-            Err(error) => Err(vanished(Some(error))),
+        let said = said.flatten().map_err(PoolError::Unheard)?;
+        match said.as_str() {
+            WAITS => Ok(()),
+            "" => Err(PoolError::Vanished(self.dir().log())),
+            _ => Err(PoolError::Fork(said)),
         }
     }
 

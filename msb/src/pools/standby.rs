@@ -13,11 +13,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use msb_ssh::client::{ClientError, PreparedSession, Program, SshClient, Stdio};
+use msb_ssh::fd_passing;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::{UnixListener, UnixStream};
 
-use crate::fd_passing;
 use crate::report;
 use crate::sandbox::ssh::is_transport;
 use crate::timings::{now_us, us_at};

@@ -10,11 +10,11 @@ use std::io::{self, Read};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
+use msb_ssh::fd_passing;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::args::Lifetime;
-use crate::fd_passing;
 use crate::pools::PoolRef;
 use crate::sandbox::deadline::{TimeLimit, Timeout, TimeoutEnd};
 use crate::store::names::Name;

@@ -2,6 +2,7 @@
 
 use std::thread;
 
+use msb_test_support::kib_in;
 use msb_tests::Msb;
 
 use crate::rounds;
@@ -46,9 +47,5 @@ fn many_sandboxes_run_at_once_and_answer() {
 
 fn available_mib() -> usize {
     let info = std::fs::read_to_string("/proc/meminfo").expect("/proc is there");
-    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib: usize = line
-        .and_then(|line| line.trim().trim_end_matches(" kB").parse().ok())
-        .expect("proc(5)");
-    kib >> 10
+    (kib_in(&info, "MemAvailable").expect("proc(5)") >> 10) as usize
 }

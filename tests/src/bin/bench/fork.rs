@@ -1,10 +1,10 @@
 //! Forks and restores of a running sandbox beside cold runs, and many forks side by side.
 
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use msb_test_support::kib_in;
 use msb_tests::{Msb, VmMemory};
 use rustix::process::Pid;
 use serde_json::Value;
@@ -87,12 +87,9 @@ fn of_a_fork_that_waits(msb: &Msb) -> [Figure; 3] {
     [dirtied, private, standby]
 }
 
-/// What a process has that is of no file (proc(5), status).
+/// What a process has that is of no file.
 fn anonymous_kib(pid: Pid) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix("kB"));
-    kib.and_then(|kib| kib.trim().parse().ok()).unwrap_or(f64::NAN)
+    kib_of(&format!("/proc/{}/status", pid.as_raw_nonzero()), "RssAnon")
 }
 
 /// Milliseconds from the start of a verb that makes the sandbox `name` to the first output of a command in it.
@@ -169,10 +166,12 @@ fn add_memory(msb: &Msb, sandbox: &Value, dirtied: &mut Figure, private: &mut Fi
     private.add((vm.other_private + keeper.other_private).into());
 }
 
-/// What the host could still give (proc(5), meminfo).
+/// What the host could still give.
 pub(crate) fn available_kib() -> f64 {
-    let meminfo = std::fs::read_to_string(Path::new("/proc/meminfo")).unwrap_or_default();
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix("kB"));
-    kib.and_then(|kib| kib.trim().parse().ok()).unwrap_or(f64::NAN)
+    kib_of("/proc/meminfo", "MemAvailable")
+}
+
+fn kib_of(path: &str, key: &str) -> f64 {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    kib_in(&text, key).map_or(f64::NAN, f64::from)
 }

@@ -11,13 +11,13 @@ use rustix::net::{
 };
 
 /// Descriptors that go with one message at most; the kernel closes those that were more.
-pub(crate) const MAX_FILES: usize = 3;
+pub const MAX_FILES: usize = 3;
 
 /// Sends bytes with descriptors; returns how many bytes the socket took. What fits into an empty socket goes at once.
 ///
 /// # Errors
 /// When nobody is there to receive them.
-pub(crate) fn send(socket: impl AsFd, bytes: &[u8], files: &[BorrowedFd<'_>]) -> io::Result<usize> {
+pub fn send(socket: impl AsFd, bytes: &[u8], files: &[BorrowedFd<'_>]) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !files.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(files)) {
@@ -35,7 +35,7 @@ pub(crate) fn send(socket: impl AsFd, bytes: &[u8], files: &[BorrowedFd<'_>]) ->
 ///
 /// # Errors
 /// When the socket fails, or does not block and has nothing.
-pub(crate) fn receive(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+pub fn receive(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = loop {
